@@ -1,0 +1,20 @@
+"""Sparse Keras 3 models by decoupled weight decay for any p-norm."""
+
+from keras_lp.decay import decay_factor, penalty
+from keras_lp.deploy import ExportResult, export_tflite, strip_pruning
+from keras_lp.optimizers import LpAdamW
+from keras_lp.sparsity import LayerSparsity, SparsityReport, sparsity_report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ExportResult",
+    "LayerSparsity",
+    "LpAdamW",
+    "SparsityReport",
+    "decay_factor",
+    "export_tflite",
+    "penalty",
+    "sparsity_report",
+    "strip_pruning",
+]

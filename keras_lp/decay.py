@@ -1,0 +1,157 @@
+"""The decoupled p-norm decay as pure functions on tensors.
+
+`decay_factor` is what a weight is multiplied by in one optimizer step, `penalty` the
+norm that this step descends on. Plain arithmetic in float32 or wider, no autodiff.
+Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:2404.10824.
+"""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
+    """Factor in [0, 1] that one decay step multiplies each weight by.
+
+    Formula: `factor(w) = 1 / (1 + strength * |w|**(p - 2))`, the proximal step on the
+    quadratic majorizer of the penalty at `w` (arXiv:2404.10824). Its limits hold exactly
+    and no finite input gives a NaN: `strength == 0` gives 1; `w == 0` gives 0 for
+    `p < 2`, `1 / (1 + strength)` for `p == 2` and 1 for `p > 2`. Where the backend flushes
+    subnormal numbers, a subnormal weight or strength counts as 0.
+
+    A Python number `p` in {0, 0.5, 1, 1.5, 2} needs square roots and divisions only, any
+    other `p` one logarithm and one exponential per weight.
+
+    Args:
+        weights: Float tensor, array or variable of any shape.
+        strength: Float >= 0 or scalar tensor, `learning_rate * weight_decay`.
+        p: Float >= 0 or scalar tensor, the exponent of the norm.
+
+    Returns:
+        Tensor of the shape of `weights`; float64 for float64 weights, otherwise float32.
+
+    Raises:
+        ValueError: If `strength` or `p` is a number that is negative or not finite.
+
+    Example:
+    >>> keras_lp.decay_factor([0.0, 0.01, 1.0], strength=0.01, p=1)
+    [0.0, 0.5, 0.990099]
+    """
+    if is_number(strength):
+        check_strength("strength", strength)
+    if is_number(p):
+        check_exponent(p)
+    weights = _at_least_float32(weights)
+    strength = _cast(strength, weights.dtype)
+    factor = 1.0 / (1.0 + _scaled_power(ops.abs(weights), strength, p))
+    # 0 * inf above is the one NaN that finite inputs can make.
+    return ops.where(strength > 0, factor, ops.ones_like(factor))
+
+
+def penalty(weights: Any, weight_decay: Any, p: Any) -> Any:
+    """Penalty whose majorizer the decay descends on.
+
+    Formula: `R(w) = weight_decay / p * sum(|w|**p)`; for `p == 0` its limit up to a
+    constant, `weight_decay * sum(log|w|)`, which is `-inf` once a weight is 0. In the
+    convention of the paper's code, `lambda_p = weight_decay / p`.
+
+    Args:
+        weights: Float tensor, array or variable of any shape.
+        weight_decay: Float >= 0 or scalar tensor, the strength.
+        p: Float >= 0, the exponent of the norm.
+
+    Returns:
+        Scalar tensor; float64 for float64 weights, otherwise float32.
+
+    Raises:
+        ValueError: If `weight_decay` or `p` is negative or not finite.
+
+    Example:
+    >>> keras_lp.penalty([3.0, -4.0], weight_decay=0.1, p=2)
+    1.25
+    """
+    if is_number(weight_decay):
+        check_strength("weight_decay", weight_decay)
+    check_exponent(p)
+    weights = _at_least_float32(weights)
+    weight_decay = _cast(weight_decay, weights.dtype)
+    total = ops.sum(_power_over_p(ops.abs(weights), p))
+    # At p = 0 the sum may be infinite, which no strength of 0 would undo.
+    return ops.where(weight_decay > 0, weight_decay * total, ops.zeros_like(total))
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a plain number, whose range can be checked at once."""
+    return not (ops.is_tensor(value) or isinstance(value, keras.Variable))
+
+
+def check_exponent(p: Any) -> float:
+    """Returns `p` as a float; raises ValueError unless it is finite and >= 0."""
+    return _check_non_negative("p", p, "2 is ordinary weight decay, 0.8 a good sparse start")
+
+
+def check_strength(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises ValueError unless it is finite and >= 0."""
+    return _check_non_negative(name, value, "0 turns the decay off")
+
+
+def _check_non_negative(name: str, value: Any, hint: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(
+            f"Argument `{name}` must be a finite number >= 0 ({hint}). Received: {name}={value!r}"
+        )
+    return number
+
+
+def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
+    """`strength * |w|**(p - 2)`, ordered so that only the result itself can overflow."""
+    if p == 2:
+        return strength * ops.ones_like(magnitude)
+    if p == 1.5:
+        return strength / ops.sqrt(magnitude)
+    if p == 1:
+        return strength / magnitude
+    if p == 0.5:
+        return strength / magnitude / ops.sqrt(magnitude)
+    if p == 0:
+        return strength / magnitude / magnitude
+    if is_number(p):
+        # 1e38 fits float32, and |w|**(p - 2) is 0, 1 or inf in every dtype long before it.
+        p = min(p, 1e38)
+    exponent = _cast(p, magnitude.dtype) - 2.0
+    log_power = exponent * ops.log(magnitude)
+    if not is_number(p):
+        # A scheduled p may pass through 2, where |0|**0 is 1.
+        log_power = ops.where(exponent == 0, ops.zeros_like(log_power), log_power)
+    return ops.exp(log_power + ops.log(strength))
+
+
+def _power_over_p(magnitude: Any, p: float) -> Any:
+    """`|w|**p / p`, and `log|w|` for p = 0."""
+    if p == 0:
+        return ops.log(magnitude)
+    if p == 0.5:
+        return ops.sqrt(magnitude) / p
+    if p == 1:
+        return magnitude
+    if p == 1.5:
+        return magnitude * ops.sqrt(magnitude) / p
+    if p == 2:
+        return ops.square(magnitude) / p
+    return ops.exp(p * ops.log(magnitude)) / p
+
+
+def _at_least_float32(weights: Any) -> Any:
+    weights = ops.convert_to_tensor(weights)
+    return ops.cast(weights, keras.backend.result_type(weights.dtype, "float32"))
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    """`value` as a tensor; a plain number keeps its full precision on the way."""
+    return ops.convert_to_tensor(value, dtype) if is_number(value) else ops.cast(value, dtype)

@@ -1,0 +1,6 @@
+"""From a trained sparse model to a file that is small on a device."""
+
+from keras_lp.deploy.litert import ExportResult, export_tflite
+from keras_lp.deploy.strip import strip_pruning
+
+__all__ = ["ExportResult", "export_tflite", "strip_pruning"]

@@ -1,0 +1,334 @@
+"""Export to LiteRT (TFLite) and its verification.
+
+`export_tflite` converts, runs the bytes in LiteRT's default interpreter beside the Keras
+model, and only then puts them in place, in one step: what stands at the path is either
+what stood there before or a file that runs and agrees with the model.
+"""
+
+import gzip
+import importlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lp.sparsity import check_model
+
+# Largest error that verification accepts, as a share of the largest output. Broken files
+# are off by about 1; float16 keeps 11 bits of each weight.
+_TOLERANCES = {None: 1e-3, "float16": 2e-2}
+_BATCH = 8  # random inputs, where the model leaves the batch size open
+_LENGTH = 16  # of the other dimensions that the model leaves open
+_ABSOLUTE = 1e-6  # slack where all outputs are zero
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export_tflite` wrote; prints as a short table.
+
+    Attributes:
+        path: Where the file is.
+        bytes: Size of the file.
+        gzip_bytes: Size of the file after gzip, as it would travel.
+        dense_bytes: Size of the same model exported dense in float32, for comparison.
+        max_abs_error: Largest absolute difference between an output of the file in LiteRT
+            and of the Keras model; `None` if not verified.
+    """
+
+    path: Path
+    bytes: int
+    gzip_bytes: int
+    dense_bytes: int
+    max_abs_error: float | None
+
+    def __str__(self) -> str:
+        def size(count: int) -> str:
+            return f"{count:>12,}  ({count / self.dense_bytes:.1%} of dense float32)"
+
+        error = "not verified" if self.max_abs_error is None else f"{self.max_abs_error:>12.3g}"
+        return (
+            f"{self.path}\n"
+            f"  bytes          {size(self.bytes)}\n"
+            f"  gzip bytes     {size(self.gzip_bytes)}\n"
+            f"  dense bytes    {self.dense_bytes:>12,}\n"
+            f"  max abs error  {error}"
+        )
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    sparse: bool = True,
+    quantization: str | None = None,
+    verify: bool = True,
+    *,
+    inputs: Any = None,
+    tolerance: float | None = None,
+) -> ExportResult:
+    """Writes a model as a `.tflite` file that is verified in LiteRT's default interpreter.
+
+    Zeros take no room in a file with sparse encoding. Run `strip_pruning` first, which
+    makes tiny weights exact zeros. Needs the TensorFlow backend and the extra `deploy`.
+
+    Args:
+        model: A built Keras 3 model.
+        path: Path of the file to write, ending in `.tflite`, in an existing folder. An
+            existing file is replaced in one step, and only after verification.
+        sparse: Whether to encode sparse weights without their zeros.
+        quantization: `None` for float32 weights, or `"float16"` for weights rounded to
+            float16 (inputs and outputs stay float32).
+        verify: Whether to run the file in LiteRT and compare its outputs with the model's.
+        inputs: Inputs of the model to verify with, as the model takes them: an array, or
+            a list or dict of arrays, with a batch dimension. Defaults to standard normal
+            random numbers (0 and 1 for integer inputs) from a fixed seed.
+        tolerance: Float >= 0. Largest error that verification accepts, as a share of the
+            largest magnitude in the same output. Defaults to `1e-3`, and `2e-2` for
+            float16.
+
+    Returns:
+        An `ExportResult` with `path`, `bytes`, `gzip_bytes`, `dense_bytes` and
+        `max_abs_error`.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model.
+        ValueError: If the model is not built, an argument is out of range, or the inputs
+            do not fit the model.
+        FileNotFoundError: If the folder of `path` does not exist.
+        ImportError: If TensorFlow or LiteRT is not installed.
+        RuntimeError: If the backend is not TensorFlow, the conversion fails, or the file
+            does not run in LiteRT or disagrees with the model. Nothing is written then.
+
+    Example:
+    >>> result = keras_lp.export_tflite(model, "model.tflite", quantization="float16")
+    >>> print(result)
+    """
+    check_model(model)
+    path = _check_path(path)
+    if quantization not in _TOLERANCES:
+        raise ValueError(
+            'Argument `quantization` must be None (float32 weights) or "float16". '
+            f"Received: quantization={quantization!r}"
+        )
+    if tolerance is None:
+        tolerance = _TOLERANCES[quantization]
+    elif not tolerance >= 0:
+        raise ValueError(
+            "Argument `tolerance` must be a number >= 0, a share of the largest output. "
+            f"Received: tolerance={tolerance!r}"
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "`export_tflite` needs the TensorFlow backend. Save the model with `model.save` "
+            "and export it in a process started with KERAS_BACKEND=tensorflow. "
+            f"Received: backend={keras.backend.backend()!r}"
+        )
+    interpreter = _require("ai_edge_litert.interpreter", "deploy") if verify else None
+
+    data = _convert(model, sparse, quantization)
+    error = None
+    if interpreter is not None:
+        error = _verify(interpreter, data, model, inputs, tolerance)
+    is_plain = not sparse and quantization is None
+    dense = data if is_plain else _convert(model, sparse=False, quantization=None)
+    _write_atomically(path, data)
+    return ExportResult(
+        path=path,
+        bytes=len(data),
+        gzip_bytes=len(gzip.compress(data, compresslevel=9)),
+        dense_bytes=len(dense),
+        max_abs_error=error,
+    )
+
+
+def _check_path(path: str | os.PathLike[str]) -> Path:
+    received = f"Received: path={os.fspath(path)!r}"
+    path = Path(path)
+    if path.suffix != ".tflite":
+        raise ValueError(f"Argument `path` must end in `.tflite`. {received}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            "The folder of argument `path` does not exist; create it first "
+            f"(`mkdir -p {path.parent}`). {received}"
+        )
+    if path.is_dir():
+        raise ValueError(f"Argument `path` must name a file, but is a folder. {received}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"The folder of argument `path` cannot be written to; choose another. {received}"
+        )
+    return path
+
+
+def _require(module: str, extra: str) -> Any:
+    """Imports an optional package, or says which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"This needs the package `{module.split('.')[0]}`, which the extra `{extra}` brings: "
+            f"pip install 'keras-lp[{extra}]'. ({error})"
+        ) from error
+
+
+def _convert(model: keras.Model, sparse: bool, quantization: str | None) -> bytes:
+    """The model as the bytes of a `.tflite` file."""
+    tf = _require("tensorflow", "tensorflow")
+    options: dict[str, Any] = {}
+    optimizations = []
+    if quantization == "float16":
+        optimizations.append(tf.lite.Optimize.DEFAULT)
+        options["target_spec"] = {"supported_types": [tf.float16]}
+    if sparse:
+        optimizations.append(tf.lite.Optimize.EXPERIMENTAL_SPARSITY)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.tflite"
+        try:
+            model.export(
+                file, format="litert", verbose=False, optimizations=optimizations, **options
+            )
+        except Exception as error:
+            raise RuntimeError(
+                "The model could not be converted to LiteRT, nothing was written. "
+                f"Received: model={model.name!r}, sparse={sparse}, "
+                f"quantization={quantization!r}. The converter said: {error}"
+            ) from error
+        return file.read_bytes()
+
+
+def _verify(
+    interpreter: Any, data: bytes, model: keras.Model, inputs: Any, tolerance: float
+) -> float:
+    """Largest absolute error of the file against the model; raises if it is too large."""
+    try:
+        runner = interpreter.Interpreter(model_content=data).get_signature_runner()
+    except Exception as error:
+        raise RuntimeError(_refusal("does not load", f"LiteRT said: {error}")) from error
+    inputs, feed = _match_inputs(model, runner.get_input_details(), inputs)
+    expected = keras.tree.map_structure(keras.ops.convert_to_numpy, model(inputs, training=False))
+    try:
+        outputs = runner(**feed)
+    except Exception as error:
+        raise RuntimeError(_refusal("does not run", f"LiteRT said: {error}")) from error
+    return max(
+        _compare(name, outputs.get(name), array, tolerance)
+        for name, array in _named_outputs(expected, list(outputs)).items()
+    )
+
+
+def _match_inputs(
+    model: keras.Model, details: dict[str, Any], inputs: Any
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Inputs as the model takes them, and the same arrays by their names in the file."""
+    structure = getattr(model, "input", None)  # Only functional models have one.
+    if structure is None:
+        names = sorted(details, key=_natural_order)
+    else:
+        names = [tensor.name for tensor in keras.tree.flatten(structure)]
+    if inputs is None:
+        if structure is None and len(names) > 1:
+            raise ValueError(
+                "Argument `inputs` is needed to verify a subclassed model with several inputs. "
+                "Pass a batch of data as the model takes it. Received: inputs=None for "
+                f"{len(names)} inputs"
+            )
+        random = np.random.default_rng(0)
+        arrays = [_random_input(random, name, details[name]) for name in names]
+        inputs = arrays[0] if structure is None else keras.tree.pack_sequence_as(structure, arrays)
+    elif isinstance(inputs, dict) and set(inputs) == set(names):
+        arrays = [inputs[name] for name in names]
+    else:
+        arrays = keras.tree.flatten(inputs)
+    if len(arrays) != len(names):
+        raise ValueError(
+            f"Argument `inputs` must hold {len(names)} arrays, one for each input of the model. "
+            f"Received: {len(arrays)} arrays"
+        )
+    feed = {
+        name: np.asarray(array, dtype=details[name]["dtype"])
+        for name, array in zip(names, arrays, strict=True)
+    }
+    for name, array in feed.items():
+        expected = details[name]["shape_signature"]
+        if array.ndim != len(expected) or any(
+            want not in (-1, got) for want, got in zip(expected, array.shape, strict=True)
+        ):
+            raise ValueError(
+                f"Argument `inputs` must hold an array of shape {tuple(map(int, expected))} for "
+                f"input {name!r}, where -1 is any size. Received: shape {array.shape}"
+            )
+    return inputs, feed
+
+
+def _random_input(random: np.random.Generator, name: str, detail: dict[str, Any]) -> np.ndarray:
+    shape = [_LENGTH if size == -1 else size for size in detail["shape_signature"]]
+    if shape and detail["shape_signature"][0] == -1:
+        shape[0] = _BATCH
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind == "f":
+        return random.normal(size=shape).astype(dtype)
+    if dtype.kind in "iub":
+        # Valid for every vocabulary, mask and class.
+        return random.integers(0, 2, size=shape).astype(dtype)
+    raise ValueError(
+        f"Argument `inputs` is needed to verify a model whose input {name!r} has dtype {dtype}. "
+        "Received: inputs=None"
+    )
+
+
+def _named_outputs(outputs: Any, names: list[str]) -> dict[str, np.ndarray]:
+    """The model's outputs by their names in the file."""
+    if isinstance(outputs, dict) and set(outputs) == set(names):
+        return outputs
+    flat = keras.tree.flatten(outputs)
+    if len(flat) != len(names):
+        raise RuntimeError(
+            _refusal("has other outputs", f"{len(names)} where the model has {len(flat)}")
+        )
+    return dict(zip(sorted(names, key=_natural_order), flat, strict=True))
+
+
+def _natural_order(name: str) -> list[Any]:
+    """Sort key under which output_10 comes after output_9, as the exporter counts."""
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in name.split("_")]
+
+
+def _compare(name: str, output: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+    """Largest absolute difference; raises if it is too large or not a number."""
+    if output.shape != expected.shape:
+        raise RuntimeError(
+            _refusal(f"has output {name!r} of shape {output.shape}", f"Keras: {expected.shape}")
+        )
+    expected = expected.astype("float64")
+    error = float(np.max(np.abs(output - expected), initial=0.0))
+    scale = float(np.max(np.abs(expected), initial=0.0))
+    if not error <= tolerance * scale + _ABSOLUTE:
+        raise RuntimeError(
+            _refusal(
+                f"disagrees with the model in output {name!r}",
+                f"Largest error {error:.3g} at a largest output of {scale:.3g}, allowed "
+                f"{tolerance * scale:.3g}. Pass `inputs` of the range the model was trained "
+                "on, or a larger `tolerance` if this error is acceptable",
+            )
+        )
+    return error
+
+
+def _refusal(what: str, why: str) -> str:
+    return f"Verification failed, nothing was written: the file {what} in LiteRT. {why}"
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Puts the bytes at `path` in one step, or leaves what stands there as it is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
