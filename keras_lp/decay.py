@@ -111,6 +111,12 @@ def _check_non_negative(name: str, value: Any, hint: str) -> float:
 
 def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
     """`strength * |w|**(p - 2)`, ordered so that only the result itself can overflow."""
+    if not is_number(p):
+        exponent = _cast(p, magnitude.dtype) - 2.0
+        log_power = exponent * ops.log(magnitude)
+        # A scheduled p may pass through 2, where |0|**0 is 1.
+        log_power = ops.where(exponent == 0, ops.zeros_like(log_power), log_power)
+        return ops.exp(log_power + ops.log(strength))
     if p == 2:
         return strength * ops.ones_like(magnitude)
     if p == 1.5:
@@ -121,15 +127,9 @@ def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
         return strength / magnitude / ops.sqrt(magnitude)
     if p == 0:
         return strength / magnitude / magnitude
-    if is_number(p):
-        # 1e38 fits float32, and |w|**(p - 2) is 0, 1 or inf in every dtype long before it.
-        p = min(p, 1e38)
-    exponent = _cast(p, magnitude.dtype) - 2.0
-    log_power = exponent * ops.log(magnitude)
-    if not is_number(p):
-        # A scheduled p may pass through 2, where |0|**0 is 1.
-        log_power = ops.where(exponent == 0, ops.zeros_like(log_power), log_power)
-    return ops.exp(log_power + ops.log(strength))
+    # 1e38 fits float32, and |w|**(p - 2) is 0, 1 or inf in every dtype long before it.
+    exponent = min(p, 1e38) - 2.0
+    return ops.exp(exponent * ops.log(magnitude) + ops.log(strength))
 
 
 def _power_over_p(magnitude: Any, p: float) -> Any:

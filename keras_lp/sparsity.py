@@ -8,6 +8,7 @@ that are zero. What is left out (biases, scales, exclusions) is reported beside 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import keras
@@ -137,7 +138,9 @@ def sparsity_report(
     counts: dict[str, list[int]] = {}
     decayed = decayed_variables(model, exclude)
     for variable in decayed:
-        layer = selection.variable_path(variable).rpartition("/")[0] or "(model)"
+        # Whether paths begin with the model's name depends on how it was made.
+        path = selection.variable_path(variable).removeprefix(f"{model.name}/")
+        layer = path.rpartition("/")[0] or model.name
         zeros, size = counts.setdefault(layer, [0, 0])
         counts[layer] = [zeros + _count_zeros(variable, threshold), size + _size(variable)]
     layers = tuple(LayerSparsity(name, zeros, size) for name, (zeros, size) in counts.items())
@@ -188,7 +191,7 @@ def check_model(model: Any) -> None:
 
 def check_threshold(threshold: Any) -> None:
     """Raises ValueError unless `threshold` is a finite number >= 0."""
-    if not (isinstance(threshold, (int, float)) and math.isfinite(threshold) and threshold >= 0):
+    if not (isinstance(threshold, Real) and math.isfinite(threshold) and threshold >= 0):
         raise ValueError(
             "Argument `threshold` must be a finite number >= 0, the magnitude at or below "
             f"which an entry counts as zero. Received: threshold={threshold!r}"

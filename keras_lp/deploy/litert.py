@@ -10,12 +10,14 @@ import importlib
 import os
 import tempfile
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_lp.deploy.copying import is_functional
 from keras_lp.sparsity import check_model
 
 # Largest error that verification accepts, as a share of the largest output. Broken files
@@ -115,7 +117,7 @@ def export_tflite(
         )
     if tolerance is None:
         tolerance = _TOLERANCES[quantization]
-    elif not tolerance >= 0:
+    elif not (isinstance(tolerance, Real) and tolerance >= 0):
         raise ValueError(
             "Argument `tolerance` must be a number >= 0, a share of the largest output. "
             f"Received: tolerance={tolerance!r}"
@@ -223,7 +225,7 @@ def _match_inputs(
     model: keras.Model, details: dict[str, Any], inputs: Any
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Inputs as the model takes them, and the same arrays by their names in the file."""
-    structure = getattr(model, "input", None)  # Only functional models have one.
+    structure = model.input if is_functional(model) else None
     if structure is None:
         names = sorted(details, key=_natural_order)
     else:

@@ -18,6 +18,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_lp import selection
 from keras_lp.decay import check_exponent, check_strength, decay_factor
+from keras_lp.selection import Selection
 
 REFERENCES = ("previous", "updated")
 
@@ -79,7 +80,8 @@ class LpUpdate(keras.optimizers.Optimizer):
         self._exclude = exclude
         self._excluded_paths: tuple[str, ...] = ()
         self._excluded_names: tuple[str, ...] = ()
-        self._decayed_indices: frozenset[int] = frozenset()
+        self._selection: Selection | None = None
+        self._decayed: frozenset[int] = frozenset()
         if not _is_schedule(weight_decay):
             weight_decay = self.add_variable(
                 shape=(),
@@ -136,11 +138,7 @@ class LpUpdate(keras.optimizers.Optimizer):
     @property
     def decayed_variables(self) -> list[Any]:
         """The model's variables that the decay acts on; empty before `build`."""
-        return [
-            variable
-            for index, variable in enumerate(self._trainable_variables)
-            if index in self._decayed_indices
-        ]
+        return [self._trainable_variables[index] for index in sorted(self._decayed)]
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -179,18 +177,19 @@ class LpUpdate(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        decayed = selection.decayed_variables(variables, self._exclusions(variables))
-        ids = {id(variable) for variable in decayed}
-        self._decayed_indices = frozenset(
-            index for index, variable in enumerate(variables) if id(variable) in ids
-        )
+        # The paths in `var_list` follow the user's own patterns: both must match.
+        exclude = self._exclude + tuple(f"^{re.escape(path)}$" for path in self._excluded_paths)
+        names = self._excluded_names
+        if self._selection is None or not self._selection.fits(variables, exclude, names):
+            self._selection = Selection.of(variables, exclude, names)
+        self._decayed = frozenset(self._selection.decayed)
         super().build(variables)
-        self._warn_of_zeros_that_stay(decayed)
+        self._warn_of_zeros_that_stay()
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One step of the Keras optimizer, followed by the decay."""
         # Keras documents `_get_variable_index` for subclasses, in its `Optimizer` docstring.
-        decays = self._get_variable_index(variable) in self._decayed_indices
+        decays = self._get_variable_index(variable) in self._decayed
         if decays and self._reference == "previous":
             # Before the step: eager TensorFlow changes the variable in place.
             factor = self._factor(variable, learning_rate)
@@ -212,6 +211,7 @@ class LpUpdate(keras.optimizers.Optimizer):
                 "paths": list(self._excluded_paths),
                 "names": list(self._excluded_names),
             },
+            selection=None if self._selection is None else self._selection.to_dict(),
         )
         return config
 
@@ -220,6 +220,7 @@ class LpUpdate(keras.optimizers.Optimizer):
         """Creates the optimizer that `get_config` described."""
         config = dict(config)
         excluded = config.pop("exclude_from_weight_decay", {})
+        selected = config.pop("selection", None)
         for name in ("weight_decay", "p"):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(
@@ -228,6 +229,7 @@ class LpUpdate(keras.optimizers.Optimizer):
         optimizer = super().from_config(config, custom_objects=custom_objects)
         optimizer._excluded_paths = tuple(excluded.get("paths", ()))
         optimizer._excluded_names = tuple(excluded.get("names", ()))
+        optimizer._selection = selected and Selection.from_dict(selected)
         return optimizer
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
@@ -246,21 +248,16 @@ class LpUpdate(keras.optimizers.Optimizer):
         strength = ops.multiply(learning_rate, self.weight_decay)
         return decay_factor(variable, strength, self.p)
 
-    def _exclusions(self, variables: Sequence[Any]) -> tuple[str, ...]:
-        """All patterns in force; a name that matches nothing has no effect, as in Keras."""
-        paths = tuple(f"^{re.escape(path)}$" for path in self._excluded_paths)
-        names = tuple(
-            name
-            for name in self._excluded_names
-            if any(selection.matches(name, variable) for variable in variables)
-        )
-        return self._exclude + paths + names
-
-    def _warn_of_zeros_that_stay(self, decayed: Sequence[Any]) -> None:
+    def _warn_of_zeros_that_stay(self) -> None:
         """Warns once of variables that this rule can never move away from zero."""
-        if self._reference == "updated" or _number(self.p) >= 2 or _number(self.weight_decay) == 0:
-            return
-        stuck = [variable for variable in decayed if _is_all_zero(variable)]
+        with _outside_graph():
+            if self._reference == "updated" or self.p >= 2 or self.weight_decay == 0:
+                return
+            stuck = [
+                variable
+                for variable in self.decayed_variables
+                if not ops.any(ops.not_equal(variable, 0))
+            ]
         if stuck:
             warnings.warn(
                 "With p < 2 and reference='previous' a weight of exactly 0 stays 0, so these "
@@ -282,18 +279,8 @@ def _serialize(value: Any) -> Any:
         return keras.saving.serialize_keras_object(value)
     if isinstance(value, keras.Variable):
         # The shortest decimal of its own precision: 0.004, not 0.004000000189989805.
-        return float(str(ops.convert_to_numpy(value)))
+        return float(str(value.numpy()))
     return value
-
-
-def _number(value: Any) -> float:
-    with _outside_graph():
-        return float(ops.convert_to_numpy(value))
-
-
-def _is_all_zero(variable: Any) -> bool:
-    with _outside_graph():
-        return not bool(ops.any(ops.not_equal(variable, 0)))
 
 
 def _outside_graph() -> contextlib.AbstractContextManager:

@@ -1,0 +1,59 @@
+"""Shared models and helpers of the tests."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def mlp():
+    """A function that makes a small dense classifier with fixed layer names."""
+
+    def make(units=16):
+        return keras.Sequential(
+            [
+                keras.Input((8,), name="features"),
+                keras.layers.Dense(units, activation="relu", name="hidden"),
+                keras.layers.Dense(3, name="logits"),
+            ],
+            name="mlp",
+        )
+
+    return make
+
+
+@pytest.fixture
+def batches():
+    """Inputs (64, 8) and labels (64,) in three classes that can be learned."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(64, 8)).astype("float32")
+    return x, np.argmax(x @ random.normal(size=(8, 3)), axis=1)
+
+
+@pytest.fixture
+def sparsify():
+    """A function that sets a share of a model's matrices to a value, 0 unless told."""
+
+    def fill(model, share=0.9, value=0.0):
+        random = np.random.default_rng(0)
+        for variable in model.trainable_variables:
+            if len(variable.shape) >= 2:
+                array = keras.ops.convert_to_numpy(variable).copy()
+                array[random.random(array.shape) < share] = value
+                variable.assign(array)
+        return model
+
+    return fill

@@ -1,0 +1,193 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_lp
+from keras_lp import LpAdamW, strip_pruning
+
+
+def arrays(model):
+    return [keras.ops.convert_to_numpy(v).copy() for v in model.weights]
+
+
+def sequential(mlp):
+    return mlp()
+
+
+def functional(mlp):
+    inputs = keras.Input((8,))
+    shared = keras.layers.Dense(8, activation="relu")
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)], name="inner")
+    outputs = [inner(shared(shared(inputs))), keras.layers.BatchNormalization()(inputs)]
+    return keras.Model(inputs, outputs)
+
+
+class Plain(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(16, activation="relu")
+        self.head = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.hidden(x))
+
+
+class Configured(keras.Model):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.hidden = keras.layers.Dense(units, activation="tanh")
+
+    def call(self, x):
+        return self.hidden(x)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class Unconfigured(keras.Model):
+    def __init__(self, activation="relu"):
+        super().__init__()
+        self.hidden = keras.layers.Dense(16, activation=activation)
+
+    def call(self, x):
+        return self.hidden(x)
+
+
+def called(model):
+    model(np.zeros((2, 8), "float32"))
+    return model
+
+
+def subclassed(mlp):
+    return called(Plain())
+
+
+def subclassed_with_config(mlp):
+    return called(Configured(16))
+
+
+def subclassed_with_defaults(mlp):
+    return called(Unconfigured())
+
+
+def subclassed_in_a_function(mlp):
+    class Local(Plain):
+        pass
+
+    return called(Local())
+
+
+def functional_around_a_subclassed(mlp):
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, Plain()(keras.layers.Dense(8)(inputs)))
+
+
+KINDS = [
+    sequential,
+    functional,
+    subclassed,
+    subclassed_with_config,
+    subclassed_with_defaults,
+    subclassed_in_a_function,
+    functional_around_a_subclassed,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiny_weights_become_exact_zeros_in_a_copy_and_the_model_is_unchanged(mlp, sparsify, kind):
+    model = sparsify(kind(mlp), 0.7, 1e-14)
+    before = arrays(model)
+    stripped = strip_pruning(model)
+
+    assert type(stripped) is type(model)
+    assert keras_lp.sparsity_report(stripped).sparsity == pytest.approx(0.7, abs=0.1)
+    for old, new, now in zip(before, arrays(stripped), arrays(model), strict=True):
+        np.testing.assert_array_equal(now, old)
+        expected = np.where(np.abs(old) <= 1e-13, 0, old) if old.ndim > 1 else old
+        np.testing.assert_array_equal(new, expected)
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+    outputs = [keras.tree.flatten(each(x, training=False)) for each in (model, stripped)]
+    for left, right in zip(*outputs, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+
+    for variable in stripped.weights:
+        variable.assign(keras.ops.ones_like(variable))
+    for old, now in zip(before, arrays(model), strict=True):
+        np.testing.assert_array_equal(now, old)
+
+
+def test_stripping_a_compiled_model_leaves_optimizer_and_training_behind(mlp, batches):
+    model = mlp()
+    model.compile(LpAdamW(1e-2, 0.3, p=0.5), keras.losses.SparseCategoricalCrossentropy(True))
+    model.fit(*batches, epochs=20, verbose=0)
+    state = [v.numpy().copy() for v in model.optimizer.variables]
+    stripped = strip_pruning(model)
+    assert not stripped.compiled
+    for before, now in zip(state, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(now.numpy(), before)
+    model.fit(*batches, verbose=0)  # goes on
+
+
+def test_variables_that_the_optimizer_leaves_out_are_copied_as_they_are(mlp, batches, sparsify):
+    model = mlp()
+    model.compile(LpAdamW(1e-9, exclude="logits"), "mse")
+    model.fit(batches[0], np.zeros((64, 3)), verbose=0)
+    sparsify(model, 0.5, 1e-14)
+    stripped = strip_pruning(model)
+    assert np.count_nonzero(stripped.get_layer("hidden").kernel) < 8 * 16
+    assert np.count_nonzero(stripped.get_layer("logits").kernel) == 16 * 3
+    assert np.count_nonzero(strip_pruning(model, exclude="hidden").get_layer("hidden").kernel) == (
+        8 * 16
+    )
+
+
+def test_threshold_is_inclusive_and_negative_zeros_become_positive():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.layers[0].kernel.assign([[1e-3, -0.0], [-1e-3, 2e-3]])
+    kernel = strip_pruning(model, threshold=1e-3).layers[0].kernel.numpy()
+    np.testing.assert_array_equal(kernel, np.array([[0, 0], [0, 2e-3]], "float32"))
+    assert not np.signbit(kernel).any()
+
+
+def test_half_precision_models_keep_their_dtype(sparsify):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, dtype="bfloat16")])
+    stripped = strip_pruning(sparsify(model, 0.5, 1e-14))
+    assert stripped.layers[0].kernel.dtype == "bfloat16"
+    assert keras_lp.sparsity_report(stripped).zeros > 0
+
+
+def test_vocabulary_of_a_text_model_survives():
+    lookup = keras.layers.StringLookup()
+    lookup.adapt(["a", "b", "a", "c"])
+    model = keras.Sequential(
+        [keras.Input((2,), dtype="string"), lookup, keras.layers.Embedding(5, 3)]
+    )
+    stripped = strip_pruning(model)
+    assert stripped.layers[0].get_vocabulary() == lookup.get_vocabulary()
+
+
+@pytest.mark.parametrize("activation", ["tanh"])
+def test_model_that_keras_would_load_as_another_one_is_an_error_with_the_remedy(activation):
+    with pytest.raises(ValueError, match=r"`get_config` .*class Unconfigured.*Unconfigured$"):
+        strip_pruning(called(Unconfigured(activation)))
+
+
+def test_model_that_cannot_be_saved_is_an_error_with_the_remedy():
+    class Needy(Plain):
+        def __init__(self, something):
+            super().__init__()
+
+    with pytest.raises(ValueError, match=r"cannot be copied.*`get_config`.*Needy"):
+        strip_pruning(called(Needy(3)))
+
+
+@pytest.mark.parametrize("threshold", [-1e-3, float("nan"), float("inf"), "tiny", None])
+def test_bad_threshold_is_an_error_that_names_it(mlp, threshold):
+    with pytest.raises(ValueError, match=r"`threshold` must be .*Received: threshold="):
+        strip_pruning(mlp(), threshold)
+
+
+def test_unbuilt_model_is_an_error_that_says_how_to_build_it():
+    with pytest.raises(ValueError, match=r"must be built.*model.build"):
+        strip_pruning(keras.Sequential([keras.layers.Dense(2)]))

@@ -1,0 +1,494 @@
+import inspect
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lp
+from keras_lp import LpAdamW
+
+PADAM = np.load(Path(__file__).parent / "data" / "padam_trajectories.npz")
+CASES = sorted({key.split("/")[0] for key in PADAM})
+
+needs_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="needs the TensorFlow backend"
+)
+ways_to_run = pytest.mark.parametrize(
+    "compiling",
+    [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}],
+    ids=["jit", "graph", "eager"],
+)
+
+
+def weights_of(model):
+    return [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+
+
+def train(model, optimizer, batches, epochs=3, **compiling):
+    x, y = batches
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, **compiling)
+    model.fit(x, y, batch_size=16, epochs=epochs, verbose=0, shuffle=False)
+    return model
+
+
+def zero_kernel(mlp):
+    model = mlp()
+    model.get_layer("logits").kernel.assign(np.zeros((16, 3), "float32"))
+    return model
+
+
+def apply(optimizer, variables, gradients):
+    optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], variables)
+
+
+def adam_reference(w, gradients, lr, wd, p, reference):
+    """The rule in NumPy float64, with Adam as in Kingma and Ba and epsilon 1e-7 as in Keras."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = lr * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
+        at = w if reference == "previous" else w - step
+        with np.errstate(over="ignore", divide="ignore"):
+            w = (w - step) / (1 + lr * wd * np.abs(at) ** (p - 2))
+    return w
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lp_adamw_follows_the_authors_trajectories(case):
+    def value(key):
+        return PADAM[f"{case}/{key}"]
+
+    variable = keras.Variable(value("w0"), name="kernel")
+    optimizer = LpAdamW(
+        float(value("learning_rate")),
+        float(value("weight_decay")),
+        p=float(value("p")),
+        reference="updated" if "late" in case else "previous",
+        epsilon=1e-8,
+    )
+    for gradient, expected in zip(value("grads"), value("weights"), strict=True):
+        apply(optimizer, [variable], [gradient])
+        result = keras.ops.convert_to_numpy(variable)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(np.abs(result) <= 1e-13, np.abs(expected) <= 1e-13)
+
+
+@pytest.mark.parametrize("reference", ["previous", "updated"])
+@pytest.mark.parametrize("p", [0, 0.5, 0.8, 1, 1.5, 2, 3])
+def test_lp_adamw_follows_the_formula_in_float64(p, reference):
+    random = np.random.default_rng(1)
+    w = random.normal(size=(6, 5))
+    gradients = random.normal(size=(30, 6, 5))
+    variable = keras.Variable(w, dtype="float32", name="kernel")
+    optimizer = LpAdamW(1e-2, 0.05, p=p, reference=reference)
+    for gradient in gradients:
+        apply(optimizer, [variable], [gradient.astype("float32")])
+    expected = adam_reference(w, gradients, 1e-2, 0.05, p, reference)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), expected, atol=2e-5)
+
+
+@ways_to_run
+@pytest.mark.parametrize("p", [0.5, 0.8, 2])
+def test_weight_decay_of_zero_gives_bitwise_the_weights_of_adam(mlp, batches, p, compiling):
+    model, twin = mlp(), mlp()
+    twin.set_weights(model.get_weights())
+    with warnings.catch_warnings():
+        train(model, LpAdamW(1e-2, 0.0, p=p), batches, **compiling)
+    train(twin, keras.optimizers.Adam(1e-2), batches, **compiling)
+    for ours, theirs in zip(weights_of(model), weights_of(twin), strict=True):
+        np.testing.assert_array_equal(ours.view("uint32"), theirs.view("uint32"))
+
+
+@ways_to_run
+def test_training_makes_exact_zeros_and_keeps_them(mlp, batches, compiling):
+    model = mlp()
+    start = weights_of(model)[0].copy()
+    start[::2] = 0.0
+    model.get_layer("hidden").kernel.assign(start)
+    train(model, LpAdamW(1e-2, 0.3, p=0.5), batches, epochs=30, **compiling)
+    report = keras_lp.sparsity_report(model)
+    assert report.sparsity > 0.5
+    assert not weights_of(model)[0][::2].any()
+    assert weights_of(model)[3].all()  # biases are left alone
+
+
+def test_updated_reference_lets_zeros_grow_again(mlp, batches):
+    model = zero_kernel(mlp)
+    train(model, LpAdamW(1e-2, 1e-4, p=0.5, reference="updated"), batches)
+    assert np.count_nonzero(weights_of(model)[2]) > 40
+
+
+def test_biases_and_excluded_variables_get_adams_step_alone():
+    random = np.random.default_rng(0)
+    start, gradient = random.normal(size=(2, 4, 3)).astype("float32")
+    results = {}
+    for optimizer in (LpAdamW(0.1, 1.0, p=1.0, exclude="head"), keras.optimizers.Adam(0.1)):
+        variables = [
+            keras.Variable(start, name="kernel"),
+            keras.Variable(start, name="head"),
+            keras.Variable(start, name="bias"),
+            keras.Variable(start[0], name="vector"),
+        ]
+        apply(optimizer, variables, [gradient, gradient, gradient, gradient[0]])
+        results[type(optimizer)] = [keras.ops.convert_to_numpy(v) for v in variables]
+    ours, theirs = results[LpAdamW], results[keras.optimizers.Adam]
+    assert not np.allclose(ours[0], theirs[0])
+    for left, right in zip(ours[1:], theirs[1:], strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_half_and_double_precision_variables_follow_the_formula(dtype):
+    random = np.random.default_rng(2)
+    w = random.normal(size=(6, 5))
+    gradients = random.normal(size=(5, 6, 5))
+    variable = keras.Variable(w, dtype=dtype, name="kernel")
+    # Adam's own epsilon of 1e-7 is 0 in float16, which is no matter for these gradients.
+    optimizer = LpAdamW(1e-2, 0.5, p=0.8)
+    for gradient in gradients:
+        apply(optimizer, [variable], [gradient])
+    expected = adam_reference(w, gradients, 1e-2, 0.5, 0.8, "previous")
+    result = keras.ops.convert_to_numpy(variable).astype("float64")
+    tolerance = {"float16": 0.02, "bfloat16": 0.1, "float64": 1e-6}[dtype]
+    np.testing.assert_allclose(result, expected, atol=tolerance)
+
+
+def test_factor_of_a_half_precision_variable_is_computed_in_float32():
+    # |w|**-2 of this weight overflows float16, and the factor rounds to one there.
+    variable = keras.Variable(np.full((1, 1), 2e-3), dtype="float16", name="kernel")
+    optimizer = LpAdamW(1e-3, 1e-3, p=0.0)
+    apply(optimizer, [variable], [np.zeros((1, 1))])
+    assert float(variable.numpy()[0, 0]) == pytest.approx(2e-3 / 1.25, rel=1e-3)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_weight_decay_changes_during_training_without_a_retrace(mlp, batches, scheduled):
+    traces = []
+
+    class Counted(keras.layers.Layer):
+        def call(self, x):
+            traces.append(1)
+            return x
+
+    model = keras.Sequential([*mlp().layers, Counted()])
+    p = keras.optimizers.schedules.PolynomialDecay(2.0, 8, 0.8) if scheduled else 0.8
+    train(model, LpAdamW(1e-2, 0.0, p=p), batches, epochs=1)
+    count = len(traces)
+    before = weights_of(model)[0]
+    model.optimizer.weight_decay = 1e3
+    x, y = batches
+    model.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    assert float(model.optimizer.weight_decay) == 1e3
+    assert len(traces) == count
+    # The new strength is in force: it takes nearly all of the weights within a few steps.
+    assert np.abs(weights_of(model)[0]).sum() < 0.1 * np.abs(before).sum()
+
+
+def test_schedules_of_weight_decay_and_p_are_evaluated_at_each_step():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay
+    w, gradients = np.full((2, 2), 0.7), np.random.default_rng(0).normal(size=(4, 2, 2))
+    variable = keras.Variable(w, dtype="float32", name="kernel")
+    optimizer = LpAdamW(1e-2, schedule([1], [0.0, 2.0]), p=schedule([1], [2.0, 0.8]))
+    for gradient in gradients:
+        apply(optimizer, [variable], [gradient.astype("float32")])
+    assert float(optimizer.weight_decay) == 2.0
+    assert float(optimizer.p) == pytest.approx(0.8)
+
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(gradients, start=1):
+        wd, p = (0.0, 2.0) if t <= 2 else (2.0, 0.8)  # steps are counted from 0
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = 1e-2 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
+        w = (w - step) / (1 + 1e-2 * wd * np.abs(w) ** (p - 2))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), w, atol=1e-5)
+
+
+def test_p_can_be_set_until_the_optimizer_is_built_and_not_after(mlp, batches):
+    optimizer = LpAdamW(p=0.8)
+    optimizer.p = 0.5
+    assert optimizer.p == 0.5
+    train(mlp(), optimizer, batches, epochs=1)
+    with pytest.raises(ValueError, match=r"LearningRateSchedule.*Received: p=1"):
+        optimizer.p = 1
+    assert optimizer.p == 0.5
+
+
+def test_weight_decay_from_a_schedule_cannot_be_set():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    optimizer = LpAdamW(weight_decay=schedule)
+    with pytest.raises(TypeError, match=r"schedule.*Received: weight_decay=0.1"):
+        optimizer.weight_decay = 0.1
+
+
+def test_lp_adamw_takes_all_arguments_of_adamw_and_the_same_defaults():
+    theirs = inspect.signature(keras.optimizers.AdamW.__init__).parameters
+    ours = inspect.signature(LpAdamW.__init__).parameters
+    assert set(theirs) <= set(ours)
+    for name in theirs:
+        assert ours[name].default == theirs[name].default, name
+
+
+def test_arguments_beyond_the_first_two_cannot_be_confused_by_position():
+    with pytest.raises(TypeError):
+        LpAdamW(1e-3, 0.004, 0.9)
+
+
+def everything():
+    return LpAdamW(
+        learning_rate=keras.optimizers.schedules.CosineDecay(0.01, 100),
+        weight_decay=0.3,
+        p=1.3,
+        reference="updated",
+        exclude=["logits/kernel"],
+        beta_1=0.8,
+        amsgrad=True,
+        clipnorm=1.0,
+        use_ema=True,
+        name="optimizer",
+    )
+
+
+def test_config_survives_a_round_trip():
+    optimizer = everything()
+    optimizer.exclude_from_weight_decay(var_names=["hidden_7"])
+    config = optimizer.get_config()
+    assert config["weight_decay"] == 0.3
+    assert config["p"] == 1.3
+    twin = LpAdamW.from_config(config)
+    assert twin.get_config() == config
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert isinstance(again, LpAdamW)
+    assert again.get_config() == config
+
+
+def test_config_of_schedules_survives_a_round_trip():
+    schedule = keras.optimizers.schedules.PolynomialDecay
+    optimizer = LpAdamW(weight_decay=schedule(0.0, 10, 0.5), p=schedule(2.0, 20, 0.8))
+    twin = LpAdamW.from_config(optimizer.get_config())
+    assert twin.get_config() == optimizer.get_config()
+    assert float(twin.p) == 2.0
+
+
+def test_config_holds_the_weight_decay_that_was_set_last():
+    optimizer = LpAdamW(weight_decay=0.1)
+    optimizer.weight_decay = 0.004
+    assert optimizer.get_config()["weight_decay"] == 0.004
+
+
+def exclude_by_argument(model):
+    # The path of a loaded Sequential lacks the first part.
+    return LpAdamW(1e-2, 0.5, p=0.5, exclude="^mlp/logits")
+
+
+def exclude_by_variable(model):
+    optimizer = LpAdamW(1e-2, 0.5, p=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[model.get_layer("logits").kernel])
+    return optimizer
+
+
+def exclude_by_name(model):
+    optimizer = LpAdamW(1e-2, 0.5, p=0.5)
+    # Names that are found nowhere are the rule in lists that serve many models.
+    optimizer.exclude_from_weight_decay(var_names=["logits", "LayerNorm"])
+    return optimizer
+
+
+@pytest.mark.parametrize("excluding", [exclude_by_argument, exclude_by_variable, exclude_by_name])
+def test_training_goes_on_bitwise_after_save_and_load(mlp, batches, tmp_path, excluding):
+    model = mlp()
+    train(model, excluding(model), batches, epochs=2)
+    model.optimizer.weight_decay = 0.25
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, LpAdamW)
+    assert float(loaded.optimizer.weight_decay) == 0.25
+    assert loaded.optimizer.decayed_variables == [loaded.get_layer("hidden").kernel]
+    x, y = batches
+    for each in (model, loaded):
+        each.fit(x, y, batch_size=16, epochs=3, verbose=0, shuffle=False)
+    for left, right in zip(weights_of(model), weights_of(loaded), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert keras_lp.sparsity_report(loaded).sparsity > 0
+    assert np.count_nonzero(weights_of(loaded)[2]) == weights_of(loaded)[2].size
+
+
+def test_exclusions_survive_in_a_subclassed_model_with_automatic_names(batches, tmp_path):
+    class Net(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.hidden = keras.layers.Dense(5, activation="relu")
+            self.head = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.head(self.hidden(x))
+
+    model = Net()
+    model(batches[0])
+    optimizer = LpAdamW(exclude=model.head.kernel.path)
+    optimizer.exclude_from_weight_decay(var_list=[model.hidden.kernel])
+    with pytest.raises(ValueError, match="no variable to decay"):
+        optimizer.build(model.trainable_variables)
+    train(model, LpAdamW(exclude=model.head.kernel.path), batches)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Net": Net})
+    assert loaded.head.kernel.path != model.head.kernel.path
+    assert loaded.optimizer.decayed_variables == [loaded.hidden.kernel]
+    loaded.fit(*batches, verbose=0)
+
+
+def test_config_with_other_exclusions_selects_anew(mlp):
+    variables = mlp().trainable_variables
+    optimizer = LpAdamW(exclude="logits")
+    optimizer.build(variables)
+    twin = LpAdamW.from_config({**optimizer.get_config(), "exclude": ["hidden"]})
+    twin.build(variables)
+    assert twin.decayed_variables == [variables[2]]
+
+
+def test_clone_of_a_model_takes_a_clone_of_the_optimizer(mlp, batches):
+    model = train(mlp(), exclude_by_argument(None), batches, epochs=1)
+    clone = keras.models.clone_model(model)
+    clone.compile_from_config(model.get_compile_config())
+    assert isinstance(clone.optimizer, LpAdamW)
+    assert clone.optimizer is not model.optimizer
+    assert clone.optimizer.get_config() == model.optimizer.get_config()
+
+
+def test_exclusions_replace_each_other_as_in_keras(mlp):
+    model = mlp()
+    hidden, logits = (model.get_layer(name).kernel for name in ("hidden", "logits"))
+    optimizer = LpAdamW()
+    optimizer.exclude_from_weight_decay(var_list=[logits])
+    optimizer.exclude_from_weight_decay(var_names=["hidden"])
+    optimizer.build(model.trainable_variables)
+    assert optimizer.decayed_variables == [logits]
+    with pytest.raises(ValueError, match="before the optimizer is"):
+        optimizer.exclude_from_weight_decay(var_list=[hidden])
+
+
+def test_exclusion_of_a_variable_that_the_model_lacks_is_an_error_on_build(mlp):
+    optimizer = LpAdamW()
+    optimizer.exclude_from_weight_decay(var_list=[keras.Variable([[1.0]], name="other")])
+    with pytest.raises(ValueError, match=r"exclude='\^other\$'.*mlp/hidden/kernel"):
+        optimizer.build(mlp().trainable_variables)
+
+
+def test_keras_own_decay_is_not_applied_on_top():
+    variable = keras.Variable(np.full((2, 2), 3.0), name="kernel")
+    optimizer = LpAdamW(0.1, 0.5, p=0.0)
+    apply(optimizer, [variable], [np.zeros((2, 2), "float32")])
+    expected = 3.0 / (1 + 0.1 * 0.5 / 9.0)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), expected, rtol=1e-6)
+
+
+def test_optimizer_keeps_no_array_beyond_adams(mlp):
+    variables = mlp().trainable_variables
+    ours, theirs = LpAdamW(), keras.optimizers.Adam()
+    ours.build(variables)
+    theirs.build(variables)
+    shapes = [tuple(v.shape) for v in ours.variables]
+    assert sorted(shapes) == sorted([*(tuple(v.shape) for v in theirs.variables), ()])
+
+
+def test_names_of_keras_that_are_not_public_are_there_and_do_what_we_rely_on(mlp, monkeypatch):
+    # Fails clearly should Keras rename what `keras_lp.optimizers.lp_update` builds on.
+    for name in ("_apply_weight_decay", "_get_variable_index"):
+        assert callable(getattr(keras.optimizers.Optimizer, name, None)), name
+    optimizer = keras.optimizers.Adam()
+    variables = mlp().trainable_variables
+    optimizer.build(variables)
+    assert [optimizer._get_variable_index(v) for v in variables] == [0, 1, 2, 3]
+    assert optimizer._trainable_variables == variables
+    assert int(optimizer._iterations) == 0
+    called = []
+    monkeypatch.setattr(LpAdamW, "_apply_weight_decay", lambda self, v: called.append(v))
+    apply(LpAdamW(), variables, [np.zeros(v.shape, "float32") for v in variables])
+    assert len(called) == 1
+
+
+def test_variable_of_all_zeros_is_named_in_one_warning(mlp, batches):
+    model = zero_kernel(mlp)
+    with pytest.warns(UserWarning, match=r"mlp/logits/kernel\. .*`exclude=`.*'updated'") as caught:
+        train(model, LpAdamW(p=0.8), batches)
+    assert len(caught) == 1
+    assert "hidden" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"p": 2.0}, {"reference": "updated"}, {"exclude": "logits"}, {"weight_decay": 0}]
+)
+def test_zeros_that_can_train_are_not_warned_of(mlp, batches, arguments):
+    model = zero_kernel(mlp)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, LpAdamW(**arguments), batches)
+    assert np.count_nonzero(weights_of(model)[2]) > 0
+
+
+@needs_tensorflow
+def test_optimizer_built_inside_a_traced_function_works_and_warns(mlp, batches):
+    import tensorflow as tf
+
+    model = zero_kernel(mlp)
+    optimizer = LpAdamW(1e-2, 0.1, p=0.8)
+    x, y = batches
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - tf.one_hot(y, 3)) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    model.get_layer("logits").bias.assign([1.0, 2.0, 3.0])
+    with pytest.warns(UserWarning, match="logits/kernel"):
+        step()
+    assert int(optimizer.iterations) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"p": -1}, r"`p` must be a finite number >= 0.*Received: p=-1"),
+        ({"p": float("nan")}, r"`p` must be .*Received: p=nan"),
+        ({"p": float("inf")}, r"`p` must be .*Received: p=inf"),
+        ({"p": "small"}, r"`p` must be .*Received: p='small'"),
+        ({"weight_decay": -0.1}, r"`weight_decay` must be .*Received: weight_decay=-0.1"),
+        ({"weight_decay": float("nan")}, r"`weight_decay` must be .*Received: weight_decay=nan"),
+        ({"weight_decay": None}, r"`weight_decay` must be .*0 turns the decay off.*=None"),
+        ({"reference": "next"}, r"`reference` must be \"previous\".*Received: reference='next'"),
+        ({"exclude": "("}, r"`exclude` must be a regular expression.*Received: exclude='\('"),
+    ],
+)
+def test_bad_argument_is_an_error_that_names_value_and_remedy(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LpAdamW(**arguments)
+
+
+def test_bad_value_set_during_training_is_an_error_and_leaves_the_old_one():
+    optimizer = LpAdamW(weight_decay=0.5)
+    for value in (-1, float("nan"), None):
+        with pytest.raises(ValueError, match="Received: weight_decay="):
+            optimizer.weight_decay = value
+    with pytest.raises(ValueError, match="Received: p=-1"):
+        optimizer.p = -1
+    assert float(optimizer.weight_decay) == 0.5
+    assert optimizer.p == 0.8
+
+
+def test_exclusion_that_matches_nothing_is_an_error_before_the_first_step(mlp, batches):
+    model = mlp()
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"`exclude`.*'embed'.*mlp/hidden/kernel"):
+        train(model, LpAdamW(exclude="embed"), batches)
+    for left, right in zip(weights_of(model), before, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_model_without_a_decayed_variable_is_an_error(batches):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.BatchNormalization()])
+    with pytest.raises(ValueError, match="no variable to decay"):
+        train(model, LpAdamW(), batches)

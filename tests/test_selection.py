@@ -1,0 +1,90 @@
+import keras
+import pytest
+
+from keras_lp import selection
+
+
+def paths(variables):
+    return [variable.path for variable in variables]
+
+
+def test_kernels_are_decayed_and_biases_are_not(mlp):
+    decayed = selection.decayed_variables(mlp().trainable_variables)
+    assert paths(decayed) == ["mlp/hidden/kernel", "mlp/logits/kernel"]
+
+
+def test_biases_of_two_dimensions_are_not_decayed():
+    inputs = keras.Input((4, 8))
+    outputs = keras.layers.MultiHeadAttention(2, 3, name="attention")(inputs, inputs)
+    outputs = keras.layers.GRU(5, name="gru")(outputs)
+    model = keras.Model(inputs, outputs)
+    biases = [v for v in model.trainable_variables if v.name == "bias"]
+    assert {2} <= {len(v.shape) for v in biases}  # else the rank alone would do
+    assert set(paths(selection.decayed_variables(model.trainable_variables))) == {
+        "attention/query/kernel",
+        "attention/key/kernel",
+        "attention/value/kernel",
+        "attention/attention_output/kernel",
+        "gru/gru_cell/kernel",
+        "gru/gru_cell/recurrent_kernel",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "decayed"),
+    [
+        ("kernel", True),
+        ("embeddings", True),
+        ("lora_kernel_a", True),
+        ("biased_walk", True),
+        ("bias", False),
+        ("bias_1", False),
+        ("relative_position_bias_table", False),
+        ("gamma", False),
+        ("beta2", False),
+        ("layer_scale", False),
+        ("alpha", False),
+    ],
+)
+def test_default_rule_goes_by_the_words_of_the_name(name, decayed):
+    with keras.name_scope("scale"):  # only the name counts, not the layer's
+        variable = keras.Variable(keras.ops.ones((2, 3)), name=name)
+    assert selection.is_decayed_by_default(variable) is decayed
+
+
+def test_vectors_are_not_decayed_whatever_their_name():
+    assert not selection.is_decayed_by_default(keras.Variable([1.0, 2.0], name="kernel"))
+
+
+def test_excluded_variables_are_not_decayed(mlp):
+    variables = mlp().trainable_variables
+    assert paths(selection.decayed_variables(variables, ["logits/kernel$"])) == [
+        "mlp/hidden/kernel"
+    ]
+
+
+def test_pattern_that_matches_no_variable_is_an_error_that_lists_the_paths(mlp):
+    with pytest.raises(ValueError, match=r"`exclude`.*exclude='embed'.*mlp/hidden/kernel"):
+        selection.decayed_variables(mlp().trainable_variables, ["embed"])
+
+
+def test_no_variable_left_to_decay_is_an_error(mlp):
+    with pytest.raises(ValueError, match=r"no variable to decay.*Received: exclude=\['kernel'\]"):
+        selection.decayed_variables(mlp().trainable_variables, ["kernel"])
+
+
+def test_long_lists_of_paths_are_cut_in_messages():
+    variables = [keras.Variable(0.0, name=f"v{index}") for index in range(30)]
+    assert selection.list_paths(variables).endswith("v19, and 10 more")
+
+
+@pytest.mark.parametrize("patterns", ["(", ["kernel", "*"], [3], 7])
+def test_malformed_patterns_are_errors_that_name_the_argument(patterns):
+    with pytest.raises(ValueError, match=r"`exclude` must be a regular expression.*Received: "):
+        selection.check_patterns("exclude", patterns)
+
+
+def test_patterns_may_be_none_one_or_many():
+    assert selection.check_patterns("exclude", None) == ()
+    assert selection.check_patterns("exclude", "a|b") == ("a|b",)
+    assert selection.check_patterns("exclude", ["a", "b"]) == ("a", "b")

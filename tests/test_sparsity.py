@@ -1,0 +1,175 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lp
+from keras_lp import LpAdamW, sparsity_report
+
+
+@pytest.fixture
+def model(mlp):
+    """60 of 128 and 0 of 48 weights are zero; 5 more are tiny."""
+    model = mlp()
+    kernel = np.ones(128, "float32")
+    kernel[:60] = 0.0
+    kernel[60:65] = -1e-6
+    model.get_layer("hidden").kernel.assign(kernel.reshape(8, 16))
+    model.get_layer("logits").kernel.assign(np.ones((16, 3)))
+    return model
+
+
+def test_report_counts_zeros_over_the_decayed_variables_alone(model):
+    report = sparsity_report(model)
+    assert (report.zeros, report.size) == (60, 128 + 48)
+    assert report.sparsity == 60 / 176
+    assert report.not_counted == 16 + 3  # biases, which are all zero
+    assert [(row.name, row.zeros, row.size) for row in report.layers] == [
+        ("hidden", 60, 128),
+        ("logits", 0, 48),
+    ]
+    assert report.layers[0].sparsity == 60 / 128
+
+
+def test_threshold_counts_entries_at_or_below_it_as_zero(model):
+    assert sparsity_report(model, threshold=1e-7).zeros == 60
+    assert sparsity_report(model, threshold=1e-6).zeros == 65
+
+
+def test_variables_of_one_layer_are_counted_together():
+    model = keras.Sequential([keras.Input((3, 4)), keras.layers.GRU(5)])
+    report = sparsity_report(model)
+    assert [row.size for row in report.layers] == [4 * 15 + 5 * 15]
+    assert report.not_counted == 2 * 15
+
+
+def test_to_dict_is_json_and_holds_everything(model):
+    values = json.loads(json.dumps(sparsity_report(model, threshold=1e-6).to_dict()))
+    assert values == {
+        "sparsity": 65 / 176,
+        "zeros": 65,
+        "size": 176,
+        "threshold": 1e-6,
+        "not_counted": 19,
+        "layers": [
+            {"name": "hidden", "zeros": 65, "size": 128, "sparsity": 65 / 128},
+            {"name": "logits", "zeros": 0, "size": 48, "sparsity": 0.0},
+        ],
+    }
+
+
+def test_report_prints_as_an_aligned_table(model):
+    assert str(sparsity_report(model, threshold=1e-6)).splitlines() == [
+        "layer   weights  zeros  nonzero  sparsity",
+        "-----------------------------------------",
+        "hidden      128     65       63    50.78%",
+        "logits       48      0       48     0.00%",
+        "-----------------------------------------",
+        "total       176     65      111    36.93%",
+        "Counted as zero: |w| <= 1e-06.",
+        "Not counted (biases, scales, excluded, frozen): 19.",
+    ]
+
+
+def test_table_of_a_model_with_long_names_fits_100_columns():
+    report = keras_lp.SparsityReport(
+        tuple(
+            keras_lp.LayerSparsity(f"encoder/{'very_' * 40}long_{index}", 10**10, 10**11)
+            for index in range(3)
+        ),
+        threshold=0.0,
+        not_counted=0,
+    )
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[2].startswith("encoder/very_")
+    assert "_long_0 " in lines[2]
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
+def test_excluded_variables_are_not_counted(model):
+    report = sparsity_report(model, exclude="logits")
+    assert (report.zeros, report.size, report.not_counted) == (60, 128, 48 + 19)
+
+
+def test_report_of_a_model_in_training_counts_what_its_optimizer_decays(model, batches):
+    model.compile(LpAdamW(exclude="hidden"), keras.losses.SparseCategoricalCrossentropy(True))
+    assert sparsity_report(model).size == 176  # not built yet, so the default rule
+    model.fit(*batches, verbose=0)
+    assert sparsity_report(model).size == 48
+    assert sparsity_report(model, exclude=[]).size == 176
+
+
+def test_report_sees_the_optimizer_inside_a_loss_scale_optimizer(model, batches):
+    optimizer = keras.optimizers.LossScaleOptimizer(LpAdamW(exclude="hidden"))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(True))
+    model.fit(*batches, verbose=0)
+    assert sparsity_report(model).size == 48
+
+
+def test_models_of_other_optimizers_are_counted_by_the_default_rule(model, batches):
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    model.fit(*batches, verbose=0)
+    assert sparsity_report(model).size == 176
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_all_float_dtypes_are_counted(dtype):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype=dtype)])
+    model.layers[0].kernel.assign([[0, 1], [-0.0, 1], [1, 1], [1, 1]])
+    assert sparsity_report(model).zeros == 2
+
+
+def test_nan_is_not_a_zero():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    model.layers[0].kernel.assign([[float("nan"), 0.0]])
+    assert sparsity_report(model).zeros == 1
+
+
+def test_counting_does_not_change_the_model(model):
+    before = [v.numpy().copy() for v in model.weights]
+    sparsity_report(model, 1e-3)
+    for old, now in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, now.numpy())
+
+
+def test_unbuilt_model_is_an_error_that_says_how_to_build_it():
+    model = keras.Sequential([keras.layers.Dense(2)], name="unbuilt")
+    with pytest.raises(ValueError, match=r"must be built.*model\.build.*Received: .*'unbuilt'"):
+        sparsity_report(model)
+
+
+@pytest.mark.parametrize("thing", ["model.keras", None, keras.layers.Dense(2)])
+def test_what_is_no_model_is_an_error_that_names_its_type(thing):
+    with pytest.raises(TypeError, match=r"`model` must be a Keras 3 model.*Received: .*type "):
+        sparsity_report(thing)
+
+
+def test_model_of_tf_keras_is_an_error():
+    tf_keras = pytest.importorskip("tf_keras")
+    with pytest.raises(TypeError, match=r"Keras 3 model.*tf_keras"):
+        sparsity_report(tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))]))
+
+
+def test_model_without_a_decayed_variable_is_an_error():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+    with pytest.raises(ValueError, match=r"no variable to decay.*Unfreeze.*gamma"):
+        sparsity_report(model)
+
+
+def test_frozen_model_is_an_error_that_says_to_unfreeze_it(model):
+    model.trainable = False
+    with pytest.raises(ValueError, match=r"`trainable = True`.*Received: model='mlp'"):
+        sparsity_report(model)
+
+
+@pytest.mark.parametrize("threshold", [-1, float("nan"), float("inf"), "0", None])
+def test_bad_threshold_is_an_error_that_names_it(model, threshold):
+    with pytest.raises(ValueError, match=r"`threshold` must be .*Received: threshold="):
+        sparsity_report(model, threshold)
+
+
+def test_exclusion_that_matches_nothing_is_an_error(model):
+    with pytest.raises(ValueError, match=r"`exclude`.*'embed'.*mlp/hidden/kernel"):
+        sparsity_report(model, exclude="embed")
