@@ -126,7 +126,7 @@ def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
     if p == 0.5:
         return strength / magnitude / ops.sqrt(magnitude)
     if p == 0:
-        return strength / magnitude / magnitude
+        return ops.square(ops.sqrt(strength) / magnitude)
     # 1e38 fits float32, and |w|**(p - 2) is 0, 1 or inf in every dtype long before it.
     exponent = min(p, 1e38) - 2.0
     return ops.exp(exponent * ops.log(magnitude) + ops.log(strength))

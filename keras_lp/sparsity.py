@@ -191,7 +191,7 @@ def check_model(model: Any) -> None:
 
 def check_threshold(threshold: Any) -> None:
     """Raises ValueError unless `threshold` is a finite number >= 0."""
-    if not (isinstance(threshold, Real) and math.isfinite(threshold) and threshold >= 0):
+    if not (isinstance(threshold, Real) and 0 <= float(threshold) < math.inf):
         raise ValueError(
             "Argument `threshold` must be a finite number >= 0, the magnitude at or below "
             f"which an entry counts as zero. Received: threshold={threshold!r}"

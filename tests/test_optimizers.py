@@ -95,8 +95,7 @@ def test_lp_adamw_follows_the_formula_in_float64(p, reference):
 def test_weight_decay_of_zero_gives_bitwise_the_weights_of_adam(mlp, batches, p, compiling):
     model, twin = mlp(), mlp()
     twin.set_weights(model.get_weights())
-    with warnings.catch_warnings():
-        train(model, LpAdamW(1e-2, 0.0, p=p), batches, **compiling)
+    train(model, LpAdamW(1e-2, 0.0, p=p), batches, **compiling)
     train(twin, keras.optimizers.Adam(1e-2), batches, **compiling)
     for ours, theirs in zip(weights_of(model), weights_of(twin), strict=True):
         np.testing.assert_array_equal(ours.view("uint32"), theirs.view("uint32"))
@@ -227,7 +226,7 @@ def test_lp_adamw_takes_all_arguments_of_adamw_and_the_same_defaults():
     theirs = inspect.signature(keras.optimizers.AdamW.__init__).parameters
     ours = inspect.signature(LpAdamW.__init__).parameters
     assert set(theirs) <= set(ours)
-    for name in theirs:
+    for name in set(theirs) - {"name"}:
         assert ours[name].default == theirs[name].default, name
 
 
@@ -413,8 +412,9 @@ def test_variable_of_all_zeros_is_named_in_one_warning(mlp, batches):
     model = zero_kernel(mlp)
     with pytest.warns(UserWarning, match=r"mlp/logits/kernel\. .*`exclude=`.*'updated'") as caught:
         train(model, LpAdamW(p=0.8), batches)
-    assert len(caught) == 1
-    assert "hidden" not in str(caught[0].message)
+    messages = [str(warning.message) for warning in caught]
+    (message,) = [message for message in messages if message.startswith("With p < 2")]
+    assert "hidden" not in message
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_variable_of_all_zeros_is_named_in_one_warning(mlp, batches):
 def test_zeros_that_can_train_are_not_warned_of(mlp, batches, arguments):
     model = zero_kernel(mlp)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "With p < 2")
         train(model, LpAdamW(**arguments), batches)
     assert np.count_nonzero(weights_of(model)[2]) > 0
 

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.copying import is_functional
+from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.sparsity import check_model
 
 # Largest error that verification accepts, as a share of the largest output. Broken files
@@ -73,14 +74,17 @@ def export_tflite(
 ) -> ExportResult:
     """Writes a model as a `.tflite` file that is verified in LiteRT's default interpreter.
 
-    Zeros take no room in a file with sparse encoding. Run `strip_pruning` first, which
-    makes tiny weights exact zeros. Needs the TensorFlow backend and the extra `deploy`.
+    With sparse encoding only the nonzero weights and their positions take room; LiteRT
+    makes dense weights of them (operation DENSIFY) when it loads the file, so speed and
+    memory at run time are those of the dense file. Run `strip_pruning` first, which makes
+    tiny weights exact zeros. Needs the TensorFlow backend and the extra `deploy`.
 
     Args:
         model: A built Keras 3 model.
         path: Path of the file to write, ending in `.tflite`, in an existing folder. An
             existing file is replaced in one step, and only after verification.
-        sparse: Whether to encode sparse weights without their zeros.
+        sparse: Whether to encode weights without their zeros, where that makes the file
+            smaller. Use `False` for a runtime that lacks the operation DENSIFY.
         quantization: `None` for float32 weights, or `"float16"` for weights rounded to
             float16 (inputs and outputs stay float32).
         verify: Whether to run the file in LiteRT and compare its outputs with the model's.
@@ -117,7 +121,7 @@ def export_tflite(
         )
     if tolerance is None:
         tolerance = _TOLERANCES[quantization]
-    elif not (isinstance(tolerance, Real) and tolerance >= 0):
+    elif not (isinstance(tolerance, Real) and float(tolerance) >= 0):
         raise ValueError(
             "Argument `tolerance` must be a number >= 0, a share of the largest output. "
             f"Received: tolerance={tolerance!r}"
@@ -184,13 +188,11 @@ def _convert(model: keras.Model, sparse: bool, quantization: str | None) -> byte
     if quantization == "float16":
         optimizations.append(tf.lite.Optimize.DEFAULT)
         options["target_spec"] = {"supported_types": [tf.float16]}
-    if sparse:
-        optimizations.append(tf.lite.Optimize.EXPERIMENTAL_SPARSITY)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.tflite"
         try:
             model.export(
-                file, format="litert", verbose=False, optimizations=optimizations, **options
+                str(file), format="litert", verbose=False, optimizations=optimizations, **options
             )
         except Exception as error:
             raise RuntimeError(
@@ -198,7 +200,8 @@ def _convert(model: keras.Model, sparse: bool, quantization: str | None) -> byte
                 f"Received: model={model.name!r}, sparse={sparse}, "
                 f"quantization={quantization!r}. The converter said: {error}"
             ) from error
-        return file.read_bytes()
+        data = file.read_bytes()
+    return encode_zeros(data) if sparse else data
 
 
 def _verify(
@@ -206,9 +209,21 @@ def _verify(
 ) -> float:
     """Largest absolute error of the file against the model; raises if it is too large."""
     try:
+        foreign = _tensorflow_operations(data)
         runner = interpreter.Interpreter(model_content=data).get_signature_runner()
     except Exception as error:
         raise RuntimeError(_refusal("does not load", f"LiteRT said: {error}")) from error
+    if foreign:
+        # Not left to LiteRT: in a process with TensorFlow some versions can run these.
+        raise RuntimeError(
+            _refusal(
+                "does not run",
+                f"It has operations that only TensorFlow knows: {', '.join(foreign)}. They come "
+                "from layers such as a recurrent one with an open batch size (`unroll=True` "
+                "avoids it) or one that computes in half precision "
+                '(`layer.dtype_policy = "float32"` before the export)',
+            )
+        )
     inputs, feed = _match_inputs(model, runner.get_input_details(), inputs)
     expected = keras.tree.map_structure(keras.ops.convert_to_numpy, model(inputs, training=False))
     try:
@@ -219,6 +234,16 @@ def _verify(
         _compare(name, outputs.get(name), array, tolerance)
         for name, array in _named_outputs(expected, list(outputs)).items()
     )
+
+
+def _tensorflow_operations(data: bytes) -> list[str]:
+    """Names of the operations in a file that LiteRT's default interpreter does not have."""
+    schema = _require("ai_edge_litert.schema_py_generated", "deploy")
+    model = schema.Model.GetRootAs(data, 0)
+    codes = (
+        model.OperatorCodes(index).CustomCode() for index in range(model.OperatorCodesLength())
+    )
+    return sorted(code.decode() for code in codes if code is not None and code.startswith(b"Flex"))
 
 
 def _match_inputs(

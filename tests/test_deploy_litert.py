@@ -1,0 +1,361 @@
+import gzip
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lp
+from keras_lp import export_tflite
+from keras_lp.deploy import litert
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="needs the TensorFlow backend"
+)
+
+
+@pytest.fixture
+def model(sparsify):
+    """A small CNN with 90 % zeros."""
+    return sparsify(
+        keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
+                keras.layers.Conv2D(32, 3, padding="same", activation="relu"),
+                keras.layers.BatchNormalization(),
+                keras.layers.Flatten(),
+                keras.layers.Dense(32, activation="relu"),
+                keras.layers.Dense(10, activation="softmax"),
+            ]
+        )
+    )
+
+
+def interpreter(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(model_path=str(path)).get_signature_runner()
+
+
+@pytest.mark.parametrize("quantization", [None, "float16"])
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_file_runs_in_litert_and_agrees_with_the_model(model, tmp_path, sparse, quantization):
+    result = export_tflite(model, tmp_path / "m.tflite", sparse, quantization)
+    data = result.path.read_bytes()
+    assert result.bytes == len(data)
+    assert result.gzip_bytes == len(gzip.compress(data, 9))
+    x = np.random.default_rng(7).normal(size=(5, 8, 8, 1)).astype("float32")
+    runner = interpreter(result.path)
+    (name,) = runner.get_input_details()
+    (output,) = runner(**{name: x}).values()
+    error = np.abs(output - model(x).numpy()).max()
+    assert error < (1e-5 if quantization is None else 1e-2)
+    assert result.max_abs_error < (1e-5 if quantization is None else 1e-2)
+    assert (result.max_abs_error > 0) or quantization is None
+
+
+def test_sparse_encoding_and_float16_make_the_file_of_a_sparse_model_small(model, tmp_path):
+    sizes = {
+        (sparse, quantization): export_tflite(
+            model, tmp_path / "m.tflite", sparse, quantization, verify=False
+        )
+        for sparse in (True, False)
+        for quantization in (None, "float16")
+    }
+    dense = sizes[False, None].bytes
+    # A file names its tensors, whose lengths vary by some bytes from export to export.
+    for result in sizes.values():
+        assert result.dense_bytes == pytest.approx(dense, abs=512)
+    assert sizes[True, None].bytes < 0.25 * dense
+    assert sizes[False, "float16"].bytes < 0.6 * dense
+    assert sizes[True, "float16"].bytes < 0.2 * dense
+
+
+def test_result_prints_as_a_short_table(model, tmp_path):
+    result = export_tflite(model, tmp_path / "m.tflite", quantization="float16")
+    lines = str(result).splitlines()
+    assert lines[0] == str(tmp_path / "m.tflite")
+    assert [line.split()[0] for line in lines[1:]] == ["bytes", "gzip", "dense", "max"]
+    assert f"{result.bytes:,}" in lines[1]
+    assert "% of dense float32" in lines[1]
+    unverified = export_tflite(model, tmp_path / "m.tflite", verify=False)
+    assert unverified.max_abs_error is None
+    assert "not verified" in str(unverified)
+
+
+def named_inputs():
+    image, aux = keras.Input((4,), name="image"), keras.Input((3,), name="aux")
+    return image, aux, keras.layers.Concatenate()([image, aux])
+
+
+def list_of_inputs():
+    image, aux, joined = named_inputs()
+    return keras.Model([image, aux], keras.layers.Dense(2)(joined))
+
+
+def dict_of_inputs():
+    image, aux, joined = named_inputs()
+    return keras.Model({"image": image, "aux": aux}, keras.layers.Dense(2)(joined))
+
+
+def list_of_outputs():
+    x = keras.Input((4,))
+    return keras.Model(x, [keras.layers.Dense(units)(x) for units in range(1, 13)])
+
+
+def dict_of_outputs():
+    x = keras.Input((4,))
+    return keras.Model(x, {name: keras.layers.Dense(2)(x) for name in ("b", "a")})
+
+
+def integers():
+    x = keras.Input((6,), dtype="int32")
+    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Embedding(5, 4)(x)))
+
+
+def any_length():
+    x = keras.Input((None, 4))
+    return keras.Model(x, keras.layers.GlobalAveragePooling1D()(keras.layers.Dense(3)(x)))
+
+
+def attention():
+    x = keras.Input((6, 4))
+    y = keras.layers.MultiHeadAttention(2, 3)(x, x)
+    return keras.Model(x, keras.layers.LayerNormalization()(y))
+
+
+class Pair(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x) if not isinstance(x, list) else self.dense(x[0]) - self.dense(x[1])
+
+
+def subclassed():
+    model = Pair()
+    model(np.zeros((2, 4), "float32"))
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        list_of_inputs,
+        dict_of_inputs,
+        list_of_outputs,
+        dict_of_outputs,
+        integers,
+        any_length,
+        attention,
+        subclassed,
+    ],
+)
+def test_models_of_many_shapes_are_verified(make, tmp_path):
+    model = make()
+    kernels = [v for v in model.trainable_variables if len(v.shape) > 1]
+    result = export_tflite(model, tmp_path / "m.tflite", quantization="float16")
+    assert result.max_abs_error < 1e-2
+    # The check can fail: it sees a model whose last kernel differs from the file's.
+    data = result.path.read_bytes()
+    kernels[-1].assign(kernels[-1] * -3.0)
+    from ai_edge_litert import interpreter
+
+    with pytest.raises(RuntimeError, match="disagrees"):
+        litert._verify(interpreter, data, model, None, 2e-2)
+
+
+def test_given_inputs_are_what_the_file_is_verified_with(tmp_path):
+    model = dict_of_inputs()
+    small = {"image": np.full((1, 4), 1e-3), "aux": np.full((1, 3), 1e-3)}
+    large = {"image": np.full((1, 4), 1e3), "aux": np.full((1, 3), 1e3)}
+    for quantization in (None, "float16"):
+        errors = [
+            export_tflite(
+                model, tmp_path / "m.tflite", quantization=quantization, inputs=inputs
+            ).max_abs_error
+            for inputs in (small, large)
+        ]
+        assert errors[0] < 1e-4
+    assert errors[1] > 1e-3
+
+
+def test_inputs_may_be_a_list_or_named_for_a_model_that_takes_a_list(tmp_path):
+    inputs = {"image": np.ones((3, 4)), "aux": np.ones((3, 3))}
+    for given in (inputs, list(inputs.values())):
+        result = export_tflite(list_of_inputs(), tmp_path / "m.tflite", inputs=given)
+        assert result.max_abs_error < 1e-5
+
+
+def test_subclassed_model_with_several_inputs_is_verified_with_given_inputs(tmp_path):
+    model = Pair()
+    inputs = [np.ones((2, 4), "float32"), np.zeros((2, 4), "float32")]
+    model(inputs)
+    with pytest.raises(ValueError, match=r"`inputs` is needed.*several inputs"):
+        export_tflite(model, tmp_path / "m.tflite")
+    assert export_tflite(model, tmp_path / "m.tflite", inputs=inputs).max_abs_error < 1e-5
+
+
+def test_existing_file_is_replaced_by_a_readable_one(model, tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(b"old")
+    export_tflite(model, path)
+    assert path.stat().st_size > 1000
+    (tmp_path / "plain").write_bytes(b"")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(os.listdir(tmp_path)) == ["m.tflite", "plain"]
+
+
+@pytest.fixture
+def old_file(tmp_path):
+    """A file that stands at the path, and a check that it and the folder are as they were."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(b"old")
+    yield path
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["m.tflite"]
+
+
+def test_file_that_disagrees_is_an_error_and_harms_nothing(model, old_file, monkeypatch):
+    convert = litert._convert
+
+    def convert_another(model, sparse, quantization):
+        twin = keras.models.clone_model(model)
+        return convert(twin, sparse, quantization)
+
+    monkeypatch.setattr(litert, "_convert", convert_another)
+    with pytest.raises(RuntimeError, match=r"nothing was written.*disagrees.*Largest error"):
+        export_tflite(model, old_file)
+
+
+def test_error_beyond_the_tolerance_is_an_error_and_harms_nothing(model, old_file):
+    with pytest.raises(RuntimeError, match=r"disagrees with the model.*allowed 0"):
+        export_tflite(
+            model, old_file, quantization="float16", tolerance=0, inputs=np.ones((2, 8, 8, 1)) * 50
+        )
+
+
+def test_file_that_does_not_load_is_an_error_and_harms_nothing(model, old_file, monkeypatch):
+    monkeypatch.setattr(litert, "_convert", lambda *args, **kwargs: b"no flatbuffer")
+    with pytest.raises(RuntimeError, match="does not load in LiteRT"):
+        export_tflite(model, old_file)
+
+
+def recurrent(**arguments):
+    return keras.Sequential([keras.Input((6, 4)), keras.layers.GRU(3, **arguments)])
+
+
+def half_precision():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype="mixed_float16")])
+
+
+@pytest.mark.parametrize("make", [recurrent, half_precision])
+def test_file_that_litert_cannot_run_is_an_error_and_harms_nothing(old_file, make):
+    with pytest.raises(RuntimeError, match=r"does not run in LiteRT.*Flex\w+\. .*`unroll=True`"):
+        export_tflite(make(), old_file)
+
+
+def test_remedies_for_what_litert_cannot_run_help(tmp_path):
+    model = half_precision()
+    model.layers[0].dtype_policy = "float32"
+    for each in (model, recurrent(unroll=True)):
+        assert export_tflite(each, tmp_path / "m.tflite").max_abs_error < 1e-5
+
+
+def test_model_of_nan_is_an_error_and_harms_nothing(model, old_file):
+    model.layers[-1].bias.assign([float("nan")] * 10)
+    with pytest.raises(RuntimeError, match="disagrees"):
+        export_tflite(model, old_file)
+
+
+def test_conversion_that_fails_is_an_error_and_harms_nothing(model, old_file, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("no such operation")
+
+    monkeypatch.setattr(type(model), "export", fail)
+    with pytest.raises(RuntimeError, match=r"could not be converted.*no such operation"):
+        export_tflite(model, old_file)
+
+
+def test_write_that_fails_leaves_no_partial_file(model, old_file, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_tflite(model, old_file)
+
+
+def test_folder_that_does_not_exist_is_an_error_with_the_command_that_makes_it(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`path` does not exist.*mkdir -p .*Received: "):
+        export_tflite(model, tmp_path / "none" / "m.tflite")
+
+
+@pytest.mark.parametrize("name", ["model", "model.h5", "model.tflite.txt", ""])
+def test_path_that_does_not_end_in_tflite_is_an_error(model, tmp_path, name):
+    with pytest.raises(ValueError, match=r"`path` must end in `\.tflite`\. Received: path="):
+        export_tflite(model, tmp_path / name)
+
+
+def test_path_that_is_a_folder_is_an_error(model, tmp_path):
+    (tmp_path / "m.tflite").mkdir()
+    with pytest.raises(ValueError, match="must name a file"):
+        export_tflite(model, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"quantization": "int4"}, r"`quantization` must be None.*Received: quantization='int4'"),
+        ({"tolerance": -1}, r"`tolerance` must be .*Received: tolerance=-1"),
+        ({"tolerance": float("nan")}, r"`tolerance` must be .*Received: tolerance=nan"),
+        ({"inputs": np.ones((2, 9, 8, 1))}, r"shape \(-1, 8, 8, 1\).*Received: shape \(2, 9, 8"),
+        ({"inputs": [np.ones((2, 8, 8, 1))] * 2}, r"must hold 1 arrays.*Received: 2 arrays"),
+    ],
+)
+def test_bad_argument_is_an_error_that_names_value_and_remedy(model, old_file, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        export_tflite(model, old_file, **arguments)
+
+
+def test_unbuilt_model_is_an_error(old_file):
+    with pytest.raises(ValueError, match="must be built"):
+        export_tflite(keras.Sequential([keras.layers.Dense(2)]), old_file)
+
+
+def test_missing_litert_is_an_error_that_names_the_extra(model, old_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.raises(ImportError, match=r"`ai_edge_litert`.*pip install 'keras-lp\[deploy\]'"):
+        export_tflite(model, old_file)
+
+
+def test_other_backend_is_an_error_with_the_remedy(model, old_file, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match=r"KERAS_BACKEND=tensorflow.*Received: backend='jax'"):
+        export_tflite(model, old_file)
+
+
+def test_process_killed_during_the_export_leaves_the_old_file(old_file):
+    script = (
+        "import os, signal, sys, keras, keras_lp\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])\n"
+        "keras_lp.export_tflite(model, sys.argv[1])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, old_file], capture_output=True, check=False)
+    assert run.returncode == -9
+    assert old_file.read_bytes() == b"old"
+    for rest in old_file.parent.glob(".m.tflite.*.tmp"):
+        rest.unlink()  # A kill gives nobody the time to clean up; the name hides it.
+
+
+def test_stripped_model_goes_from_keras_file_to_litert(model, sparsify, tmp_path):
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    stripped = keras_lp.strip_pruning(sparsify(loaded, 0.95, 1e-14))
+    result = export_tflite(stripped, tmp_path / "m.tflite", quantization="float16")
+    assert result.bytes < result.dense_bytes / 8

@@ -1,0 +1,64 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the examples use the TensorFlow backend"
+)
+
+
+def run(*arguments, cwd):
+    process = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def quickstart(folder, *arguments):
+    return run(ROOT / "examples" / "quickstart.py", "--output", "out", *arguments, cwd=folder)
+
+
+def test_quickstart_writes_its_files_and_prints_their_paths(tmp_path):
+    printed = quickstart(tmp_path, "--epochs", 2)
+    names = ["adamw.keras", "adamw.tflite", "lp_adamw.keras", "lp_adamw.tflite", "quickstart.png"]
+    for name in names:
+        assert str(Path("out") / name) in printed
+        assert (tmp_path / "out" / name).stat().st_size > 1000
+    assert (tmp_path / "out" / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"LpAdamW, sparse float16 +0\.\d{4} +\d+\.\d\d% +[\d,]+ +0\.\d{4}", printed)
+
+
+def test_quickstart_refuses_a_number_of_seeds_below_one(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--seeds", "0"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "--seeds: must be at least 1, received 0" in process.stderr
+
+
+def test_usage_example_of_the_readme_runs_as_it_stands(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "usage.py").write_text(code, encoding="utf-8")
+    printed = run("usage.py", cwd=tmp_path)
+    assert "sparsity" in printed
+    assert (tmp_path / "model.tflite").exists()
+
+
+@pytest.mark.slow
+def test_quickstart_reaches_its_numbers_in_the_mean_of_three_seeds(tmp_path, capsys):
+    printed = quickstart(tmp_path, "--seeds", 3)
+    summary = printed[printed.index("mean of 3 seeds") :]
+    with capsys.disabled():
+        print("\n" + summary)
+    (line,) = re.findall(r"LpAdamW: ([\d.]+)% .*, ([-+.\d]+) points .* ([\d.]+) times", summary)
+    sparsity, points, times = map(float, line)
+    assert sparsity >= 95.0
+    assert points >= -1.0
+    assert times >= 8.0
