@@ -46,6 +46,7 @@ def strip_pruning(
     copy = copy_model(model)
     for original, variable in zip(model.weights, copy.weights, strict=True):
         if id(original) in decayed:
-            tiny = ops.less_equal(ops.abs(variable), threshold)
-            variable.assign(ops.where(tiny, ops.zeros_like(variable), variable))
+            weights = ops.convert_to_tensor(variable)
+            tiny = ops.less_equal(ops.abs(weights), threshold)
+            variable.assign(ops.where(tiny, ops.zeros_like(weights), weights))
     return copy
