@@ -223,9 +223,8 @@ def old_file(tmp_path):
 def test_file_that_disagrees_is_an_error_and_harms_nothing(model, old_file, monkeypatch):
     convert = litert._convert
 
-    def convert_another(model, sparse, quantization):
-        twin = keras.models.clone_model(model)
-        return convert(twin, sparse, quantization)
+    def convert_another(model, quantization):
+        return convert(keras.models.clone_model(model), quantization)
 
     monkeypatch.setattr(litert, "_convert", convert_another)
     with pytest.raises(RuntimeError, match=r"nothing was written.*disagrees.*Largest error"):
@@ -301,6 +300,11 @@ def test_path_that_does_not_end_in_tflite_is_an_error(model, tmp_path, name):
         export_tflite(model, tmp_path / name)
 
 
+def test_path_of_another_type_is_an_error(model):
+    with pytest.raises(TypeError, match=r"`path` must be a string or a path\. Received: path=None"):
+        export_tflite(model, None)
+
+
 def test_path_that_is_a_folder_is_an_error(model, tmp_path):
     (tmp_path / "m.tflite").mkdir()
     with pytest.raises(ValueError, match="must name a file"):
@@ -311,6 +315,7 @@ def test_path_that_is_a_folder_is_an_error(model, tmp_path):
     ("arguments", "message"),
     [
         ({"quantization": "int4"}, r"`quantization` must be None.*Received: quantization='int4'"),
+        ({"quantization": ["float16"]}, r"`quantization` must be None.*quantization=\['float16'"),
         ({"tolerance": -1}, r"`tolerance` must be .*Received: tolerance=-1"),
         ({"tolerance": float("nan")}, r"`tolerance` must be .*Received: tolerance=nan"),
         ({"inputs": np.ones((2, 9, 8, 1))}, r"shape \(-1, 8, 8, 1\).*Received: shape \(2, 9, 8"),

@@ -6,7 +6,6 @@ what stood there before or a file that runs and agrees with the model.
 """
 
 import gzip
-import importlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.copying import is_functional
+from keras_lp.deploy.optional import require
 from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.sparsity import check_model
 
@@ -114,7 +114,7 @@ def export_tflite(
     """
     check_model(model)
     path = _check_path(path)
-    if quantization not in _TOLERANCES:
+    if quantization not in tuple(_TOLERANCES):  # A tuple, since the value may not be hashable.
         raise ValueError(
             'Argument `quantization` must be None (float32 weights) or "float16". '
             f"Received: quantization={quantization!r}"
@@ -132,26 +132,27 @@ def export_tflite(
             "and export it in a process started with KERAS_BACKEND=tensorflow. "
             f"Received: backend={keras.backend.backend()!r}"
         )
-    interpreter = _require("ai_edge_litert.interpreter", "deploy") if verify else None
+    interpreter = require("ai_edge_litert.interpreter", "deploy")
 
-    data = _convert(model, sparse, quantization)
-    error = None
-    if interpreter is not None:
-        error = _verify(interpreter, data, model, inputs, tolerance)
-    is_plain = not sparse and quantization is None
-    dense = data if is_plain else _convert(model, sparse=False, quantization=None)
+    data = _convert(model, quantization)
+    dense_bytes = len(data if quantization is None else _convert(model, None))
+    if sparse:
+        data = encode_zeros(data)
+    error = _verify(interpreter, data, model, inputs, tolerance) if verify else None
     _write_atomically(path, data)
     return ExportResult(
         path=path,
         bytes=len(data),
         gzip_bytes=len(gzip.compress(data, compresslevel=9)),
-        dense_bytes=len(dense),
+        dense_bytes=dense_bytes,
         max_abs_error=error,
     )
 
 
 def _check_path(path: str | os.PathLike[str]) -> Path:
-    received = f"Received: path={os.fspath(path)!r}"
+    received = f"Received: path={path!r}"
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"Argument `path` must be a string or a path. {received}")
     path = Path(path)
     if path.suffix != ".tflite":
         raise ValueError(f"Argument `path` must end in `.tflite`. {received}")
@@ -169,20 +170,9 @@ def _check_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _require(module: str, extra: str) -> Any:
-    """Imports an optional package, or says which extra brings it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"This needs the package `{module.split('.')[0]}`, which the extra `{extra}` brings: "
-            f"pip install 'keras-lp[{extra}]'. ({error})"
-        ) from error
-
-
-def _convert(model: keras.Model, sparse: bool, quantization: str | None) -> bytes:
-    """The model as the bytes of a `.tflite` file."""
-    tf = _require("tensorflow", "tensorflow")
+def _convert(model: keras.Model, quantization: str | None) -> bytes:
+    """The model as the bytes of a `.tflite` file with dense weights."""
+    tf = require("tensorflow", "tensorflow")
     options: dict[str, Any] = {}
     optimizations = []
     if quantization == "float16":
@@ -197,11 +187,10 @@ def _convert(model: keras.Model, sparse: bool, quantization: str | None) -> byte
         except Exception as error:
             raise RuntimeError(
                 "The model could not be converted to LiteRT, nothing was written. "
-                f"Received: model={model.name!r}, sparse={sparse}, "
-                f"quantization={quantization!r}. The converter said: {error}"
+                f"Received: model={model.name!r}, quantization={quantization!r}. "
+                f"The converter said: {error}"
             ) from error
-        data = file.read_bytes()
-    return encode_zeros(data) if sparse else data
+        return file.read_bytes()
 
 
 def _verify(
@@ -238,7 +227,7 @@ def _verify(
 
 def _tensorflow_operations(data: bytes) -> list[str]:
     """Names of the operations in a file that LiteRT's default interpreter does not have."""
-    schema = _require("ai_edge_litert.schema_py_generated", "deploy")
+    schema = require("ai_edge_litert.schema_py_generated", "deploy")
     model = schema.Model.GetRootAs(data, 0)
     codes = (
         model.OperatorCodes(index).CustomCode() for index in range(model.OperatorCodesLength())

@@ -7,10 +7,11 @@ its files give garbage for very sparse float16 matrices (1x4 blocks read as dens
 layers whose input is no multiple of 4, and for transposed convolutions in float16.
 """
 
-import importlib
 from typing import Any
 
 import numpy as np
+
+from keras_lp.deploy.optional import require
 
 # Operations that take their weights from a DENSIFY, in LiteRT with and without XNNPACK; and
 # those that do so behind the DEQUANTIZE of float16 weights, where the others read garbage.
@@ -37,7 +38,7 @@ def encode_zeros(data: bytes) -> bytes:
     Returns:
         The bytes of a file that computes the same function.
     """
-    schema = importlib.import_module("ai_edge_litert.schema_py_generated")
+    schema = require("ai_edge_litert.schema_py_generated", "deploy")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     uses = _uses(model)
     encoded = False
@@ -173,7 +174,7 @@ def _index_type(largest: int) -> tuple[str, np.dtype]:
 
 
 def _pack(schema: Any, model: Any) -> bytes:
-    flatbuffers = importlib.import_module("flatbuffers")
+    flatbuffers = require("flatbuffers", "deploy")
 
     class AlignedBufferT(schema.BufferT):
         """A buffer that keeps the alignment which generated Python code does not know of."""
