@@ -9,7 +9,11 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+# Fits float32, and |w|**p is 0, 1 or inf in every dtype long before it.
+_LARGEST_P = 1e38
 
 
 def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
@@ -40,11 +44,13 @@ def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
     [0.0, 0.5, 0.990099]
     """
     if is_number(strength):
-        check_strength("strength", strength)
+        strength = check_strength("strength", strength)
     if is_number(p):
-        check_exponent(p)
+        p = check_exponent(p)
     weights = _at_least_float32(weights)
-    strength = _cast(strength, weights.dtype)
+    # A float64 number may be infinite in float32.
+    largest = float(np.finfo(keras.backend.standardize_dtype(weights.dtype)).max)
+    strength = ops.minimum(_cast(strength, weights.dtype), largest)
     factor = 1.0 / (1.0 + _scaled_power(ops.abs(weights), strength, p))
     # 0 * inf above is the one NaN that finite inputs can make.
     return ops.where(strength > 0, factor, ops.ones_like(factor))
@@ -73,8 +79,8 @@ def penalty(weights: Any, weight_decay: Any, p: Any) -> Any:
     1.25
     """
     if is_number(weight_decay):
-        check_strength("weight_decay", weight_decay)
-    check_exponent(p)
+        weight_decay = check_strength("weight_decay", weight_decay)
+    p = check_exponent(p)
     weights = _at_least_float32(weights)
     weight_decay = _cast(weight_decay, weights.dtype)
     total = ops.sum(_power_over_p(ops.abs(weights), p))
@@ -99,7 +105,7 @@ def check_strength(name: str, value: Any) -> float:
 
 def _check_non_negative(name: str, value: Any, hint: str) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
@@ -127,8 +133,7 @@ def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
         return strength / magnitude / ops.sqrt(magnitude)
     if p == 0:
         return ops.square(ops.sqrt(strength) / magnitude)
-    # 1e38 fits float32, and |w|**(p - 2) is 0, 1 or inf in every dtype long before it.
-    exponent = min(p, 1e38) - 2.0
+    exponent = min(p, _LARGEST_P) - 2.0
     return ops.exp(exponent * ops.log(magnitude) + ops.log(strength))
 
 
@@ -144,7 +149,10 @@ def _power_over_p(magnitude: Any, p: float) -> Any:
         return magnitude * ops.sqrt(magnitude) / p
     if p == 2:
         return ops.square(magnitude) / p
-    return ops.exp(p * ops.log(magnitude)) / p
+    p = min(p, _LARGEST_P)
+    power = ops.exp(p * ops.log(magnitude)) / p
+    # A p that is 0 in float32 makes 0 * -inf above.
+    return ops.where(magnitude == 0, ops.zeros_like(power), power)
 
 
 def _at_least_float32(weights: Any) -> Any:

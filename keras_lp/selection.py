@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# What layers call the variables that shift or scale a feature instead of mixing features.
+# What layers call the variables that shift or scale a feature instead of mixing features,
+# and how a name ends that says the opposite: `scale_kernel`.
 _BIAS_OR_SCALE = frozenset({"bias", "biases", "beta", "scale", "scales", "gamma", "alpha"})
+_MATRIX = frozenset({"embedding", "embeddings", "kernel", "matrix", "weight", "weights"})
 
 
 @dataclass(frozen=True)
@@ -23,33 +25,31 @@ class Selection:
     variables of a loaded Sequential, or of a second model with automatic names.
 
     Attributes:
-        exclude: The patterns that were in force, each of which had to match a variable.
-        names: Further patterns, which did not have to.
-        shapes: Shapes of all trainable variables, which tell the model it was made for.
+        rules: The exclusions that were in force.
+        variables: For each trainable variable its shape and the end of its path, which tell
+            the model that the selection was made for.
         decayed: Positions of the decayed variables.
     """
 
-    exclude: tuple[str, ...]
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    rules: tuple[tuple[str, ...], ...]
+    variables: tuple[tuple[str, tuple[int, ...]], ...]
     decayed: tuple[int, ...]
 
     @classmethod
     def of(
-        cls, variables: Sequence[Any], exclude: Sequence[str], names: Sequence[str]
+        cls, variables: Sequence[Any], decayed: Sequence[Any], rules: Sequence[Sequence[str]]
     ) -> "Selection":
-        """Selects by the default rule and the patterns, see `decayed_variables`."""
-        chosen = {id(variable) for variable in decayed_variables(variables, exclude, names)}
-        decayed = (index for index, variable in enumerate(variables) if id(variable) in chosen)
-        return cls(tuple(exclude), tuple(names), _shapes(variables), tuple(decayed))
+        """The selection of `decayed` among `variables`."""
+        ids = {id(variable) for variable in decayed}
+        positions = (index for index, variable in enumerate(variables) if id(variable) in ids)
+        return cls(tuple(map(tuple, rules)), _signature(variables), tuple(positions))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Selection":
         """The selection that `to_dict` described, as it comes out of JSON."""
         return cls(
-            exclude=tuple(values["exclude"]),
-            names=tuple(values["names"]),
-            shapes=tuple(map(tuple, values["shapes"])),
+            rules=tuple(map(tuple, values["rules"])),
+            variables=tuple((end, tuple(shape)) for end, shape in values["variables"]),
             decayed=tuple(values["decayed"]),
         )
 
@@ -57,13 +57,10 @@ class Selection:
         """The selection as plain values."""
         return asdict(self)
 
-    def fits(self, variables: Sequence[Any], exclude: Sequence[str], names: Sequence[str]) -> bool:
-        """Whether it was made for such variables with these patterns."""
-        return (self.shapes, self.exclude, self.names) == (
-            _shapes(variables),
-            tuple(exclude),
-            tuple(names),
-        )
+    def fits(self, variables: Sequence[Any], rules: Sequence[Sequence[str]]) -> bool:
+        """Whether it was made for such variables under the same exclusions."""
+        same_rules = self.rules == tuple(map(tuple, rules))
+        return same_rules and self.variables == _signature(variables)
 
 
 def variable_path(variable: Any) -> str:
@@ -75,20 +72,23 @@ def is_decayed_by_default(variable: Any) -> bool:
     """The default rule: at least 2-D and no bias or scale by name.
 
     The name is the last part of the path, taken apart at underscores and digits:
-    `relative_position_bias_table` and `bias_1` are biases.
+    `relative_position_bias_table` and `bias_1` are biases, `scale_kernel` is a kernel.
     """
-    words = re.split(r"[_\W\d]+", variable_path(variable).split("/")[-1].lower())
-    return len(variable.shape) >= 2 and _BIAS_OR_SCALE.isdisjoint(words)
+    words = re.findall(r"[^_\W\d]+", variable_path(variable).split("/")[-1].lower())
+    named_so = words[-1:] and words[-1] not in _MATRIX and not _BIAS_OR_SCALE.isdisjoint(words)
+    return len(variable.shape) >= 2 and not named_so
 
 
 def check_patterns(name: str, patterns: str | Iterable[str] | None) -> tuple[str, ...]:
     """Returns `patterns` as a tuple; raises ValueError where one is no regular expression."""
     if patterns is None:
         return ()
-    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
-        patterns = (patterns,)
-    for pattern in patterns:
+    is_one = isinstance(patterns, (str, bytes)) or not isinstance(patterns, Iterable)
+    checked: tuple[Any, ...] = (patterns,) if is_one else tuple(patterns)
+    for pattern in checked:
         try:
+            if not isinstance(pattern, str):
+                raise TypeError("not a string; flags are written into it, as in '(?i)head'")
             re.compile(pattern)
         except (TypeError, re.error) as error:
             raise ValueError(
@@ -96,7 +96,7 @@ def check_patterns(name: str, patterns: str | Iterable[str] | None) -> tuple[str
                 f"in the paths of the variables ({error}; `re.escape` quotes special "
                 f"characters). Received: {name}={pattern!r}"
             ) from error
-    return tuple(patterns)
+    return checked
 
 
 def matches(pattern: str, variable: Any) -> bool:
@@ -105,7 +105,7 @@ def matches(pattern: str, variable: Any) -> bool:
 
 
 def decayed_variables(
-    variables: Sequence[Any], exclude: Sequence[str] = (), names: Sequence[str] = ()
+    variables: Sequence[Any], exclude: Sequence[str] = (), left_out: Sequence[Any] = ()
 ) -> list[Any]:
     """Those of a model's trainable `variables` that are decayed, in their order.
 
@@ -113,7 +113,7 @@ def decayed_variables(
         variables: Trainable variables of one model.
         exclude: Patterns of variables to leave alone although the default rule decays
             them. Each must match at least one of `variables`.
-        names: Patterns with the same effect, which may match nothing.
+        left_out: Further variables to leave alone.
 
     Returns:
         List of variables, not empty unless `variables` is.
@@ -130,18 +130,21 @@ def decayed_variables(
                 f"or leave it out. Received: exclude={pattern!r}. Trainable variables: "
                 f"{list_paths(variables)}"
             )
+    ids = {id(variable) for variable in left_out}
     decayed = [
         variable
         for variable in variables
         if is_decayed_by_default(variable)
-        and not any(matches(pattern, variable) for pattern in (*exclude, *names))
+        and id(variable) not in ids
+        and not any(matches(pattern, variable) for pattern in exclude)
     ]
     if not decayed:
         raise ValueError(
             "There is no variable to decay: the decay acts on trainable variables of at least "
             "two dimensions that are no bias or scale by name and that `exclude` leaves in. "
             "Unfreeze a layer, exclude less, or use a plain Keras optimizer. Received: "
-            f"exclude={[*exclude, *names]}, trainable variables: {list_paths(variables)}"
+            f"exclude={[*exclude, *map(variable_path, left_out)]}, trainable variables: "
+            f"{list_paths(variables)}"
         )
     return decayed
 
@@ -154,5 +157,10 @@ def list_paths(variables: Sequence[Any], limit: int = 20) -> str:
     return ", ".join(paths)
 
 
-def _shapes(variables: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(map(int, variable.shape)) for variable in variables)
+def _signature(variables: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The end of the path, without the numbers of automatic names, and the shape of each."""
+
+    def end(path: str) -> str:
+        return "/".join(re.sub(r"_\d+$", "", part) for part in path.split("/")[-2:])
+
+    return tuple((end(variable_path(v)), tuple(map(int, v.shape))) for v in variables)

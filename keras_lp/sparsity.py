@@ -6,6 +6,7 @@ that are zero. What is left out (biases, scales, exclusions) is reported beside 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -118,7 +119,9 @@ def sparsity_report(
         model: A built Keras 3 model of any kind.
         threshold: Float >= 0, the magnitude at or below which an entry counts as zero.
         exclude: Regular expression, or a list of them, searched in the paths of the
-            variables, as in the optimizers. If given, the optimizer is not asked.
+            variables, as in the optimizers. If given, the optimizer is not asked. For a
+            model without its optimizer, such as a stripped one, pass the optimizer's
+            `exclude` to count the same variables.
 
     Returns:
         A `SparsityReport` with `sparsity`, `zeros`, `size`, `layers` and `to_dict()`.
@@ -135,15 +138,19 @@ def sparsity_report(
     0.971
     """
     check_threshold(threshold)
-    counts: dict[str, list[int]] = {}
+    counts: dict[tuple[str, int], list[int]] = {}
+    seen: Counter[str] = Counter()
     decayed = decayed_variables(model, exclude)
     for variable in decayed:
         # Whether paths begin with the model's name depends on how it was made.
         path = selection.variable_path(variable).removeprefix(f"{model.name}/")
         layer = path.rpartition("/")[0] or model.name
-        zeros, size = counts.setdefault(layer, [0, 0])
-        counts[layer] = [zeros + _count_zeros(variable, threshold), size + _size(variable)]
-    layers = tuple(LayerSparsity(name, zeros, size) for name, (zeros, size) in counts.items())
+        # Layers of two inner models may have the same path: a path seen before is another's.
+        count = counts.setdefault((layer, seen[path]), [0, 0])
+        count[0] += _count_zeros(variable, threshold)
+        count[1] += _size(variable)
+        seen[path] += 1
+    layers = tuple(LayerSparsity(name, *count) for (name, _), count in counts.items())
     everything = sum(_size(variable) for variable in model.weights)
     return SparsityReport(
         layers, float(threshold), not_counted=everything - sum(map(_size, decayed))
@@ -159,8 +166,9 @@ def decayed_variables(
         # A LossScaleOptimizer holds the optimizer that does the work.
         optimizer = getattr(model, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        decayed = getattr(optimizer, "decayed_variables", None)
-        if decayed:
+        decayed = getattr(optimizer, "decayed_variables", None) or []
+        own = {id(variable) for variable in model.weights}
+        if decayed and all(id(variable) in own for variable in decayed):
             return decayed
     patterns = selection.check_patterns("exclude", exclude)
     decayed = selection.decayed_variables(model.trainable_variables, patterns)

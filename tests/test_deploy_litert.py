@@ -2,6 +2,7 @@ import gzip
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -169,6 +170,86 @@ def test_models_of_many_shapes_are_verified(make, tmp_path):
         litert._verify(interpreter, data, model, None, 2e-2)
 
 
+def test_model_with_a_batch_size_of_its_own_is_verified(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 8), batch_size=2),
+            keras.layers.LSTM(4, stateful=True, unroll=True),
+            keras.layers.Dense(3),
+        ]
+    )
+    assert export_tflite(model, tmp_path / "m.tflite").max_abs_error < 1e-5
+
+
+def test_verification_does_not_change_the_state_of_the_model(tmp_path):
+    class Counting(keras.layers.Layer):
+        def build(self, shape):
+            self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x):
+            self.calls.assign_add(1.0)
+            return x
+
+    counting = Counting()
+    model = keras.Sequential([keras.Input((4,)), counting, keras.layers.Dense(2)])
+    export_tflite(model, tmp_path / "m.tflite")
+    assert float(counting.calls) == 0.0
+
+
+def dead(reach):
+    """A model whose outputs vary only if an input exceeds `reach`."""
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)]
+    )
+    model.layers[0].kernel.assign(np.eye(4))
+    model.layers[0].bias.assign(np.full(4, -reach))
+    return model
+
+
+def test_random_inputs_are_widened_until_the_outputs_vary(tmp_path, monkeypatch):
+    path = tmp_path / "m.tflite"
+    assert export_tflite(dead(20), path).max_abs_error < 1e-4
+    convert = litert._convert
+    monkeypatch.setattr(
+        litert, "_convert", lambda model, q: convert(keras.models.clone_model(model), q)
+    )
+    with pytest.raises(RuntimeError, match="disagrees"):
+        export_tflite(dead(20), path)
+
+
+def test_model_whose_outputs_never_vary_is_an_error_that_asks_for_inputs(tmp_path):
+    path = tmp_path / "m.tflite"
+    with pytest.raises(RuntimeError, match=r"same for all random inputs.*`inputs`"):
+        export_tflite(dead(1e6), path)
+    inputs = np.random.default_rng(0).normal(size=(3, 4)) * 1e7
+    assert export_tflite(dead(1e6), path, inputs=inputs).max_abs_error < 100
+
+
+def test_all_rows_of_an_embedding_are_verified(tmp_path):
+    model = integers()
+    result = export_tflite(model, tmp_path / "m.tflite")
+    embeddings = model.layers[1].embeddings
+    changed = embeddings.numpy().copy()
+    changed[4] += 1.0
+    embeddings.assign(changed)
+    from ai_edge_litert import interpreter
+
+    with pytest.raises(RuntimeError, match="disagrees"):
+        litert._verify(interpreter, result.path.read_bytes(), model, None, 1e-3)
+
+
+def test_small_outputs_are_compared_at_their_own_scale(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, use_bias=False)])
+    kernel = model.layers[0].kernel
+    kernel.assign(kernel.numpy() * 1e-8)
+    result = export_tflite(model, tmp_path / "m.tflite")
+    kernel.assign(-kernel.numpy())
+    from ai_edge_litert import interpreter
+
+    with pytest.raises(RuntimeError, match="disagrees"):
+        litert._verify(interpreter, result.path.read_bytes(), model, None, 1e-3)
+
+
 def test_given_inputs_are_what_the_file_is_verified_with(tmp_path):
     model = dict_of_inputs()
     small = {"image": np.full((1, 4), 1e-3), "aux": np.full((1, 3), 1e-3)}
@@ -200,14 +281,36 @@ def test_subclassed_model_with_several_inputs_is_verified_with_given_inputs(tmp_
     assert export_tflite(model, tmp_path / "m.tflite", inputs=inputs).max_abs_error < 1e-5
 
 
-def test_existing_file_is_replaced_by_a_readable_one(model, tmp_path):
+def test_new_file_has_the_usual_mode_and_an_existing_one_keeps_its_own(model, tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
     path = tmp_path / "m.tflite"
+    export_tflite(model, path)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    path.chmod(0o600)
     path.write_bytes(b"old")
     export_tflite(model, path)
     assert path.stat().st_size > 1000
-    (tmp_path / "plain").write_bytes(b"")
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert path.stat().st_mode & 0o777 == 0o600
     assert sorted(os.listdir(tmp_path)) == ["m.tflite", "plain"]
+
+
+def test_link_stays_a_link_and_long_names_work(model, tmp_path):
+    target = tmp_path / f"{'n' * 240}.tflite"
+    target.write_bytes(b"old")
+    link = tmp_path / "m.tflite"
+    link.symlink_to(target)
+    export_tflite(model, link, verify=False)
+    assert link.is_symlink()
+    assert target.stat().st_size > 1000
+
+
+def test_exports_to_one_path_at_a_time_do_not_collide(tmp_path):
+    path = tmp_path / "m.tflite"
+    with ThreadPoolExecutor(8) as pool:
+        contents = [bytes([index]) * 100_000 for index in range(32)]
+        list(pool.map(lambda data: litert._write_atomically(path, data), contents))
+    assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["m.tflite"]
 
 
 @pytest.fixture
@@ -319,7 +422,10 @@ def test_path_that_is_a_folder_is_an_error(model, tmp_path):
         ({"tolerance": -1}, r"`tolerance` must be .*Received: tolerance=-1"),
         ({"tolerance": float("nan")}, r"`tolerance` must be .*Received: tolerance=nan"),
         ({"inputs": np.ones((2, 9, 8, 1))}, r"shape \(-1, 8, 8, 1\).*Received: shape \(2, 9, 8"),
-        ({"inputs": [np.ones((2, 8, 8, 1))] * 2}, r"must hold 1 arrays.*Received: 2 arrays"),
+        ({"inputs": np.ones((0, 8, 8, 1))}, r"must hold a non-empty array.*shape \(0, 8, 8, 1\)"),
+        ({"inputs": "text"}, r"must hold numbers for input.*Received: 'text'"),
+        ({"inputs": {"other": np.ones((2, 8, 8, 1))}}, r"cannot be called with.*`inputs`"),
+        ({"inputs": [np.ones((2, 8, 8, 1))] * 2}, r"must hold 1 arrays.*Received: 2 values"),
     ],
 )
 def test_bad_argument_is_an_error_that_names_value_and_remedy(model, old_file, arguments, message):
@@ -354,7 +460,7 @@ def test_process_killed_during_the_export_leaves_the_old_file(old_file):
     run = subprocess.run([sys.executable, "-c", script, old_file], capture_output=True, check=False)
     assert run.returncode == -9
     assert old_file.read_bytes() == b"old"
-    for rest in old_file.parent.glob(".m.tflite.*.tmp"):
+    for rest in old_file.parent.glob(".*.tmp"):
         rest.unlink()  # A kill gives nobody the time to clean up; the name hides it.
 
 

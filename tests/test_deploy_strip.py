@@ -168,10 +168,96 @@ def test_vocabulary_of_a_text_model_survives():
     assert stripped.layers[0].get_vocabulary() == lookup.get_vocabulary()
 
 
-@pytest.mark.parametrize("activation", ["tanh"])
-def test_model_that_keras_would_load_as_another_one_is_an_error_with_the_remedy(activation):
-    with pytest.raises(ValueError, match=r"`get_config` .*class Unconfigured.*Unconfigured$"):
-        strip_pruning(called(Unconfigured(activation)))
+class Counting(keras.Model):
+    """Counts its calls and draws random numbers, also at inference."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(4)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.dense.build(shape)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return self.dense(x) + keras.random.normal((4,), seed=self.seeds)
+
+
+def test_state_of_the_model_does_not_change_either():
+    model = called(Counting())
+    before = [v.numpy().copy() for v in (model.calls, model.seeds.state)]
+    stripped = strip_pruning(model)
+    for old, now in zip(before, (model.calls, model.seeds.state), strict=True):
+        np.testing.assert_array_equal(now.numpy(), old)
+    assert float(stripped.calls) == before[0]
+
+
+def test_frozen_layers_stay_frozen():
+    model = called(Plain())
+    model.hidden.trainable = False
+    stripped = strip_pruning(model)
+    assert [v.trainable for v in stripped.weights] == [v.trainable for v in model.weights]
+    assert keras_lp.sparsity_report(stripped).size == 16 * 3
+
+
+class WithAttribute(Plain):
+    """What it computes depends on an attribute that no constructor sets."""
+
+    factor = 1.0
+
+    def call(self, x):
+        return super().call(x) * self.factor
+
+
+class WithKeywords(keras.Model):
+    def __init__(self, **options):
+        super().__init__()
+        self.hidden = keras.layers.Dense(16, activation=options.get("activation"))
+
+    def call(self, x):
+        return self.hidden(x)
+
+
+class TwoInputs(Plain):
+    def call(self, x, y):
+        return self.head(self.hidden(x) + y)
+
+
+def with_attribute():
+    model = WithAttribute()
+    model.factor = 5.0
+    return called(model)
+
+
+def of_another_dtype():
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        return called(Plain())
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def with_two_inputs():
+    model = TwoInputs()
+    model(np.zeros((2, 8), "float32"), np.zeros((2, 16), "float32"))
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        with_attribute,
+        of_another_dtype,
+        with_two_inputs,
+        lambda: called(Unconfigured("tanh")),
+        lambda: called(WithKeywords(activation="tanh")),
+    ],
+)
+def test_model_whose_copy_would_be_another_one_is_an_error_with_the_remedy(make):
+    with pytest.raises(ValueError, match=r"cannot be copied.*`get_config` .*The copy "):
+        strip_pruning(make())
 
 
 def test_model_that_cannot_be_saved_is_an_error_with_the_remedy():
@@ -181,6 +267,15 @@ def test_model_that_cannot_be_saved_is_an_error_with_the_remedy():
 
     with pytest.raises(ValueError, match=r"cannot be copied.*`get_config`.*Needy"):
         strip_pruning(called(Needy(3)))
+
+
+def test_function_that_keras_cannot_find_is_named():
+    def odd(x):
+        return x
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation=odd)])
+    with pytest.raises(ValueError, match=r"register_keras_serializable.*Could not locate.*odd"):
+        strip_pruning(model)
 
 
 @pytest.mark.parametrize("threshold", [-1e-3, float("nan"), float("inf"), "tiny", None])

@@ -368,11 +368,76 @@ def test_exclusions_replace_each_other_as_in_keras(mlp):
         optimizer.exclude_from_weight_decay(var_list=[hidden])
 
 
-def test_exclusion_of_a_variable_that_the_model_lacks_is_an_error_on_build(mlp):
+def test_exclusions_of_variables_and_names_that_the_model_lacks_are_ignored_as_in_keras(mlp):
     optimizer = LpAdamW()
-    optimizer.exclude_from_weight_decay(var_list=[keras.Variable([[1.0]], name="other")])
-    with pytest.raises(ValueError, match=r"exclude='\^other\$'.*mlp/hidden/kernel"):
-        optimizer.build(mlp().trainable_variables)
+    optimizer.exclude_from_weight_decay(
+        var_list=[keras.Variable([[1.0]], name="other")], var_names=["LayerNorm"]
+    )
+    variables = mlp().trainable_variables
+    optimizer.build(variables)
+    assert optimizer.decayed_variables == [variables[0], variables[2]]
+
+
+def test_exclusion_of_one_of_two_variables_of_the_same_path_leaves_the_other_in(mlp):
+    variables = [*mlp().trainable_variables, *mlp().trainable_variables]
+    assert variables[0].path == variables[4].path
+    optimizer = LpAdamW()
+    optimizer.exclude_from_weight_decay(var_list=[variables[4]])
+    optimizer.build(variables)
+    decayed = optimizer.decayed_variables
+    assert [any(v is d for d in decayed) for v in variables[::2]] == [True, True, False, True]
+
+
+def test_exclusions_of_an_optimizer_that_was_never_built_survive(mlp):
+    variables = mlp().trainable_variables
+    optimizer = LpAdamW()
+    optimizer.exclude_from_weight_decay(var_list=[variables[2]])
+    twin = LpAdamW.from_config(optimizer.get_config())
+    twin.build(variables)
+    assert twin.decayed_variables == [variables[0]]
+
+
+def test_saved_selection_is_not_used_for_another_model_of_the_same_shapes():
+    def variables(*names):
+        made = []
+        for name in names:
+            with keras.name_scope(name):
+                made.append(keras.Variable(np.ones((8, 8)), name="kernel"))
+        return made
+
+    optimizer = LpAdamW(exclude="head")
+    optimizer.build(variables("body", "head"))
+    swapped = variables("head", "body")
+    twin = LpAdamW.from_config(optimizer.get_config())
+    twin.build(swapped)
+    assert twin.decayed_variables == [swapped[1]]
+    with pytest.raises(ValueError, match="'head'"):
+        LpAdamW.from_config(optimizer.get_config()).build(variables("q", "r"))
+
+
+@pytest.mark.parametrize("overwrite", [None, 7])
+def test_moving_average_keeps_the_zeros(mlp, batches, overwrite):
+    model = mlp()
+    average = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": overwrite}
+    train(model, LpAdamW(1e-2, 0.3, p=0.5, **average), batches, epochs=30)
+    sparsity = keras_lp.sparsity_report(model).sparsity
+    twin = mlp()
+    train(twin, LpAdamW(1e-2, 0.3, p=0.5), batches, epochs=30)
+    assert sparsity == pytest.approx(keras_lp.sparsity_report(twin).sparsity, abs=0.15)
+    assert sparsity > 0.4
+
+
+def test_moving_average_is_that_of_the_decayed_weights():
+    random = np.random.default_rng(0)
+    variable = keras.Variable(random.normal(size=(4, 3)), dtype="float32", name="kernel")
+    optimizer = LpAdamW(1e-2, 0.1, p=0.8, use_ema=True, ema_momentum=0.9)
+    average = None
+    for gradient in random.normal(size=(20, 4, 3)):
+        apply(optimizer, [variable], [gradient.astype("float32")])
+        w = keras.ops.convert_to_numpy(variable).astype("float64")
+        average = w if average is None else 0.9 * average + 0.1 * w
+    optimizer.finalize_variable_values([variable])
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), average, atol=1e-6)
 
 
 def test_keras_own_decay_is_not_applied_on_top():
@@ -428,6 +493,18 @@ def test_zeros_that_can_train_are_not_warned_of(mlp, batches, arguments):
     assert np.count_nonzero(weights_of(model)[2]) > 0
 
 
+def test_loading_a_model_does_not_warn_of_zeros_that_its_weights_will_replace(batches, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(3, kernel_initializer="zeros")], name="net"
+    )
+    model.layers[0].kernel.assign(np.ones((8, 3)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "With p < 2")
+        train(model, LpAdamW(), batches)
+        model.save(tmp_path / "model.keras")
+        keras.models.load_model(tmp_path / "model.keras")
+
+
 @needs_tensorflow
 def test_optimizer_built_inside_a_traced_function_works_and_warns(mlp, batches):
     import tensorflow as tf
@@ -455,7 +532,7 @@ def test_optimizer_built_inside_a_traced_function_works_and_warns(mlp, batches):
         ({"p": -1}, r"`p` must be a finite number >= 0.*Received: p=-1"),
         ({"p": float("nan")}, r"`p` must be .*Received: p=nan"),
         ({"p": float("inf")}, r"`p` must be .*Received: p=inf"),
-        ({"p": "small"}, r"`p` must be .*Received: p='small'"),
+        ({"p": "0.8"}, r"`p` must be .*Received: p='0.8'"),
         ({"weight_decay": -0.1}, r"`weight_decay` must be .*Received: weight_decay=-0.1"),
         ({"weight_decay": float("nan")}, r"`weight_decay` must be .*Received: weight_decay=nan"),
         ({"weight_decay": None}, r"`weight_decay` must be .*0 turns the decay off.*=None"),

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import pytest
 
@@ -37,6 +39,9 @@ def test_biases_of_two_dimensions_are_not_decayed():
         ("embeddings", True),
         ("lora_kernel_a", True),
         ("biased_walk", True),
+        ("multi_scale_kernel", True),
+        ("alpha_weight", True),
+        ("kernel_scale", False),
         ("bias", False),
         ("bias_1", False),
         ("relative_position_bias_table", False),
@@ -78,7 +83,9 @@ def test_long_lists_of_paths_are_cut_in_messages():
     assert selection.list_paths(variables).endswith("v19, and 10 more")
 
 
-@pytest.mark.parametrize("patterns", ["(", ["kernel", "*"], [3], 7])
+@pytest.mark.parametrize(
+    "patterns", ["(", ["kernel", "*"], [3], 7, b"x", re.compile("head", re.IGNORECASE)]
+)
 def test_malformed_patterns_are_errors_that_name_the_argument(patterns):
     with pytest.raises(ValueError, match=r"`exclude` must be a regular expression.*Received: "):
         selection.check_patterns("exclude", patterns)
@@ -88,3 +95,4 @@ def test_patterns_may_be_none_one_or_many():
     assert selection.check_patterns("exclude", None) == ()
     assert selection.check_patterns("exclude", "a|b") == ("a|b",)
     assert selection.check_patterns("exclude", ["a", "b"]) == ("a", "b")
+    assert selection.check_patterns("exclude", (p for p in "ab")) == ("a", "b")

@@ -108,6 +108,25 @@ def test_report_sees_the_optimizer_inside_a_loss_scale_optimizer(model, batches)
     assert sparsity_report(model).size == 48
 
 
+def test_optimizer_that_serves_another_model_is_not_asked(model, mlp, batches):
+    other = mlp()
+    other.compile(LpAdamW(exclude="hidden"), keras.losses.SparseCategoricalCrossentropy(True))
+    other.fit(*batches, verbose=0)
+    model.compile(other.optimizer, "mse")
+    report = sparsity_report(model)
+    assert (report.zeros, report.size, report.not_counted) == (60, 176, 19)
+
+
+def test_layers_of_inner_models_with_equal_paths_get_a_row_each():
+    def inner(name):
+        x = keras.Input((4,))
+        return keras.Model(x, keras.layers.Dense(4, name="dense")(x), name=name)
+
+    x = keras.Input((4,))
+    report = sparsity_report(keras.Model(x, inner("second")(inner("first")(x))))
+    assert [row.size for row in report.layers] == [16, 16]
+
+
 def test_models_of_other_optimizers_are_counted_by_the_default_rule(model, batches):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
     model.fit(*batches, verbose=0)

@@ -2,11 +2,10 @@
 
 The copy goes through a file: the one way that carries all a model is made of, such as the
 vocabularies that `keras.models.clone_model` loses. Keras loads a subclassed model without a
-`get_config` wrongly or not at all; such a model is made anew by its constructor and the
-result compared with the original.
+`get_config` wrongly or not at all; such a model is made anew by its constructor, and what
+that gives is compared with the original on random inputs.
 """
 
-import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import keras
 import numpy as np
+
+from keras_lp.deploy.inference import outputs_of
 
 
 def copy_model(model: keras.Model) -> keras.Model:
@@ -26,7 +27,7 @@ def copy_model(model: keras.Model) -> keras.Model:
         A new model of the same class with weights of the same shapes, dtypes and bits.
 
     Raises:
-        ValueError: If Keras cannot save and load the model, or would load another one.
+        ValueError: If Keras cannot save and load the model, or another one came out.
     """
     layers = list(_revived_layers(model))
     without_config = [
@@ -46,11 +47,17 @@ def copy_model(model: keras.Model) -> keras.Model:
                 path, custom_objects=revivers, compile=False, safe_mode=False
             )
         except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise ValueError(_message(model, f"Keras said: {first}")) from error
-    guessed = sorted({type(layer).__name__ for layer in without_config if _arguments(layer)})
-    if guessed and not _agree(model, copy):
-        raise ValueError(_message(model, f"`get_config` is missing in: {', '.join(guessed)}"))
+            raise ValueError(_message(model, f"Keras said: {_essence(error)}")) from error
+    originals, variables = _state(model), _state(copy)
+    if list(map(_kind, originals)) != list(map(_kind, variables)):
+        raise ValueError(_message(model, "The copy got other variables."))
+    for original, variable in zip(originals, variables, strict=True):
+        # Keras saves neither the seeds of random layers nor what was frozen in a subclass.
+        variable.assign(original.value)
+        variable.trainable = original.trainable
+    if without_config and not _agree(model, copy):
+        names = ", ".join(sorted({type(layer).__name__ for layer in without_config}))
+        raise ValueError(_message(model, f"The copy computes another function. In doubt: {names}"))
     return copy
 
 
@@ -61,11 +68,28 @@ def is_functional(model: keras.Model) -> bool:
 
 def _message(model: keras.Model, reason: str) -> str:
     return (
-        "The model cannot be copied, which is done as Keras saves and loads it. Give each "
-        "subclassed model or layer whose constructor takes arguments a `get_config` that "
-        "returns them, and let the constructor take `**kwargs`. "
+        "The model cannot be copied, which is done as Keras saves and loads it. Custom classes "
+        "and functions need `keras.saving.register_keras_serializable`; a subclassed model needs "
+        "a `get_config` that returns what its constructor was given, a constructor that takes "
+        "`**kwargs`, and a `build` if it has several inputs. "
         f"Received: model={model.name!r} of class {type(model).__qualname__}. {reason}"
     )
+
+
+def _essence(error: Exception) -> str:
+    """The line of Keras's long messages that tells what is missing, else the first one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if "Could not locate" in line), lines[0])
+
+
+def _state(model: keras.Model) -> list[Any]:
+    """Weights and seeds of a model, without the state of its metrics."""
+    metrics = {id(variable) for variable in model.metrics_variables}
+    return [variable for variable in model.variables if id(variable) not in metrics]
+
+
+def _kind(variable: Any) -> tuple[Any, ...]:
+    return tuple(variable.shape), variable.dtype
 
 
 def _revived_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -109,24 +133,26 @@ def _constructing(kind: Any) -> Any:
     return Constructing
 
 
-def _arguments(layer: keras.layers.Layer) -> list[str]:
-    """The constructor's own arguments, whose values nobody recorded."""
-    parameters = inspect.signature(type(layer).__init__).parameters.values()
-    named = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-    return [name for name in named if name not in ("self", "name", "dtype", "trainable")]
-
-
 def _agree(model: keras.Model, copy: keras.Model) -> bool:
-    """Whether both compute the same function of a random batch of the recorded shape."""
-    shape = (model.get_build_config() or {}).get("input_shape")
-    if shape is None:
-        return False  # Several positional inputs: nothing to call the model with.
-    inputs = _random_batch(np.random.default_rng(0), shape)
-    left, right = (keras.tree.flatten(each(inputs, training=False)) for each in (model, copy))
+    """Whether both compute the same function of a random batch."""
+    try:
+        inputs = _random_batch(np.random.default_rng(0), _input_shape(model))
+        left, right = (outputs_of(each, inputs) for each in (model, copy))
+    except Exception:
+        return False  # What cannot be called with its recorded inputs cannot be compared.
     return all(
-        np.array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
-        for a, b in zip(left, right, strict=True)
+        a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        for a, b in zip(keras.tree.flatten(left), keras.tree.flatten(right), strict=True)
     )
+
+
+def _input_shape(model: keras.Model) -> Any:
+    """Shape of the input, or shapes in the structure that the model takes."""
+    if is_functional(model):
+        return keras.tree.map_structure(lambda tensor: tensor.shape, model.input)
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0].shape
+    return model.get_build_config()["input_shape"]
 
 
 def _random_batch(random: np.random.Generator, shape: Any) -> Any:

@@ -7,7 +7,9 @@ what stood there before or a file that runs and agrees with the model.
 
 import gzip
 import os
+import shutil
 import tempfile
+import uuid
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -17,6 +19,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.copying import is_functional
+from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.optional import require
 from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.sparsity import check_model
@@ -26,7 +29,8 @@ from keras_lp.sparsity import check_model
 _TOLERANCES = {None: 1e-3, "float16": 2e-2}
 _BATCH = 8  # random inputs, where the model leaves the batch size open
 _LENGTH = 16  # of the other dimensions that the model leaves open
-_ABSOLUTE = 1e-6  # slack where all outputs are zero
+_SCALES = (1.0, 100.0)  # of random inputs; the next is tried while outputs do not vary
+_SLACK = 1e-6  # where all outputs are zero
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ def export_tflite(
             float16 (inputs and outputs stay float32).
         verify: Whether to run the file in LiteRT and compare its outputs with the model's.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
-            a list or dict of arrays, with a batch dimension. Defaults to standard normal
-            random numbers (0 and 1 for integer inputs) from a fixed seed.
+            a list or dict of arrays, with a batch dimension. Defaults to random numbers from
+            a fixed seed: standard normal ones, and integers below the smallest vocabulary
+            of the model's embeddings, or 0 and 1 without one.
         tolerance: Float >= 0. Largest error that verification accepts, as a share of the
             largest magnitude in the same output. Defaults to `1e-3`, and `2e-2` for
             float16.
@@ -208,13 +213,26 @@ def _verify(
             _refusal(
                 "does not run",
                 f"It has operations that only TensorFlow knows: {', '.join(foreign)}. They come "
-                "from layers such as a recurrent one with an open batch size (`unroll=True` "
-                "avoids it) or one that computes in half precision "
-                '(`layer.dtype_policy = "float32"` before the export)',
+                "from layers such as a recurrent one without `unroll=True`, or one that computes "
+                'in half precision (set `layer.dtype_policy = "float32"` before the export)',
             )
         )
-    inputs, feed = _match_inputs(model, runner.get_input_details(), inputs)
-    expected = keras.tree.map_structure(keras.ops.convert_to_numpy, model(inputs, training=False))
+    details = runner.get_input_details()
+    if inputs is not None:
+        expected, feed = _run(model, details, inputs)
+    else:
+        for scale in _SCALES:
+            expected, feed = _run(model, details, _random_inputs(model, details, scale))
+            if _varies(expected):
+                break
+        else:
+            raise RuntimeError(
+                _refusal(
+                    "cannot be compared with the model",
+                    "The model's outputs are the same for all random inputs. Pass real data as "
+                    "`inputs`",
+                )
+            )
     try:
         outputs = runner(**feed)
     except Exception as error:
@@ -235,64 +253,122 @@ def _tensorflow_operations(data: bytes) -> list[str]:
     return sorted(code.decode() for code in codes if code is not None and code.startswith(b"Flex"))
 
 
-def _match_inputs(
-    model: keras.Model, details: dict[str, Any], inputs: Any
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """Inputs as the model takes them, and the same arrays by their names in the file."""
-    structure = model.input if is_functional(model) else None
-    if structure is None:
-        names = sorted(details, key=_natural_order)
-    else:
-        names = [tensor.name for tensor in keras.tree.flatten(structure)]
-    if inputs is None:
-        if structure is None and len(names) > 1:
-            raise ValueError(
-                "Argument `inputs` is needed to verify a subclassed model with several inputs. "
-                "Pass a batch of data as the model takes it. Received: inputs=None for "
-                f"{len(names)} inputs"
-            )
-        random = np.random.default_rng(0)
-        arrays = [_random_input(random, name, details[name]) for name in names]
-        inputs = arrays[0] if structure is None else keras.tree.pack_sequence_as(structure, arrays)
-    elif isinstance(inputs, dict) and set(inputs) == set(names):
+def _run(model: keras.Model, details: dict[str, Any], inputs: Any) -> tuple[Any, dict[str, Any]]:
+    """Outputs of the model, and its inputs as arrays by their names in the file."""
+    names = _input_names(model, details)
+    if isinstance(inputs, dict) and set(inputs) == set(names):
         arrays = [inputs[name] for name in names]
+    elif len(names) == 1 and not isinstance(inputs, (dict, list, tuple)):
+        arrays = [inputs]
     else:
         arrays = keras.tree.flatten(inputs)
     if len(arrays) != len(names):
         raise ValueError(
-            f"Argument `inputs` must hold {len(names)} arrays, one for each input of the model. "
-            f"Received: {len(arrays)} arrays"
+            f"Argument `inputs` must hold {len(names)} arrays, one for each input of the model "
+            f"({', '.join(names)}). Received: {len(arrays)} values"
         )
     feed = {
-        name: np.asarray(array, dtype=details[name]["dtype"])
+        name: _checked_input(name, details[name], array)
         for name, array in zip(names, arrays, strict=True)
     }
-    for name, array in feed.items():
-        expected = details[name]["shape_signature"]
-        if array.ndim != len(expected) or any(
-            want not in (-1, got) for want, got in zip(expected, array.shape, strict=True)
-        ):
-            raise ValueError(
-                f"Argument `inputs` must hold an array of shape {tuple(map(int, expected))} for "
-                f"input {name!r}, where -1 is any size. Received: shape {array.shape}"
-            )
-    return inputs, feed
+    try:
+        return outputs_of(model, inputs), feed
+    except Exception as error:
+        raise ValueError(
+            "The model cannot be called with the `inputs` to verify the file with. Pass `inputs` "
+            f"as the model takes them. Received: {_shapes(feed)}. Keras said: {error}"
+        ) from error
 
 
-def _random_input(random: np.random.Generator, name: str, detail: dict[str, Any]) -> np.ndarray:
+def _input_names(model: keras.Model, details: dict[str, Any]) -> list[str]:
+    """Names of the inputs in the file, in the order in which the model takes them."""
+    if is_functional(model):
+        return [tensor.name for tensor in keras.tree.flatten(model.input)]
+    return sorted(details, key=_natural_order)
+
+
+def _checked_input(name: str, detail: dict[str, Any], value: Any) -> np.ndarray:
+    expected = tuple(map(int, detail["shape_signature"]))
+    try:
+        array = np.asarray(value, dtype=detail["dtype"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Argument `inputs` must hold numbers for input {name!r}. Received: {value!r}"
+        ) from error
+    fits = array.ndim == len(expected) and all(
+        want in (-1, got) for want, got in zip(expected, array.shape, strict=True)
+    )
+    if not fits or array.size == 0:
+        raise ValueError(
+            f"Argument `inputs` must hold a non-empty array of shape {expected} for input "
+            f"{name!r}, where -1 is any size. Received: shape {array.shape}"
+        )
+    return array
+
+
+def _shapes(feed: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} of shape {array.shape}" for name, array in feed.items())
+
+
+def _random_inputs(model: keras.Model, details: dict[str, Any], scale: float) -> Any:
+    """Random inputs in the structure that the model takes."""
+    names = _input_names(model, details)
+    if len(names) > 1 and not is_functional(model):
+        raise ValueError(
+            "Argument `inputs` is needed to verify a subclassed model with several inputs. "
+            "Pass a batch of data as the model takes it. Received: inputs=None for "
+            f"{len(names)} inputs"
+        )
+    # The exporter leaves the batch size open, whatever the model's own.
+    is_symbolic = isinstance(model, keras.Sequential) or is_functional(model)
+    batches = [tensor.shape[0] for tensor in model.inputs] if is_symbolic else [None]
+    random, vocabulary = np.random.default_rng(0), _smallest_vocabulary(model)
+    arrays = [
+        _random_input(random, name, details[name], batch or _BATCH, scale, vocabulary)
+        for name, batch in zip(names, batches, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(model.input, arrays) if is_functional(model) else arrays[0]
+
+
+def _smallest_vocabulary(model: keras.Model) -> int:
+    """Number of integers that every embedding of the model knows."""
+    sizes = [2]
+    layers = [*model.layers]
+    while layers:
+        layer = layers.pop()
+        layers += getattr(layer, "layers", [])
+        if isinstance(layer, keras.layers.Embedding):
+            sizes.append(layer.input_dim)
+    return min(sizes[1:], default=2)
+
+
+def _random_input(
+    random: np.random.Generator,
+    name: str,
+    detail: dict[str, Any],
+    batch: int,
+    scale: float,
+    vocabulary: int,
+) -> np.ndarray:
     shape = [_LENGTH if size == -1 else size for size in detail["shape_signature"]]
-    if shape and detail["shape_signature"][0] == -1:
-        shape[0] = _BATCH
+    shape[:1] = [batch] if shape else []
     dtype = np.dtype(detail["dtype"])
     if dtype.kind == "f":
-        return random.normal(size=shape).astype(dtype)
-    if dtype.kind in "iub":
-        # Valid for every vocabulary, mask and class.
+        return (scale * random.normal(size=shape)).astype(dtype)
+    if dtype.kind in "iu":
+        return random.integers(0, vocabulary, size=shape).astype(dtype)
+    if dtype.kind == "b":
         return random.integers(0, 2, size=shape).astype(dtype)
     raise ValueError(
         f"Argument `inputs` is needed to verify a model whose input {name!r} has dtype {dtype}. "
         "Received: inputs=None"
     )
+
+
+def _varies(outputs: Any) -> bool:
+    """Whether each output differs within a batch, or has one value only to begin with."""
+    arrays = [np.asarray(array, "float64") for array in keras.tree.flatten(outputs)]
+    return all(array.size < 2 or bool(np.ptp(array, axis=0).any()) for array in arrays)
 
 
 def _named_outputs(outputs: Any, names: list[str]) -> dict[str, np.ndarray]:
@@ -321,7 +397,7 @@ def _compare(name: str, output: np.ndarray, expected: np.ndarray, tolerance: flo
     expected = expected.astype("float64")
     error = float(np.max(np.abs(output - expected), initial=0.0))
     scale = float(np.max(np.abs(expected), initial=0.0))
-    if not error <= tolerance * scale + _ABSOLUTE:
+    if not error <= (tolerance * scale if scale > 0 else _SLACK):
         raise RuntimeError(
             _refusal(
                 f"disagrees with the model in output {name!r}",
@@ -339,12 +415,15 @@ def _refusal(what: str, why: str) -> str:
 
 def _write_atomically(path: Path, data: bytes) -> None:
     """Puts the bytes at `path` in one step, or leaves what stands there as it is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = path.resolve()  # A link stays a link.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -32,7 +32,8 @@ class LpAdamW(LpUpdate, keras.optimizers.Adam):
         amsgrad: Boolean. Whether to apply the AMSGrad variant. Defaults to `False`.
         clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
             ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps,
-            name: As in `keras.optimizers.AdamW`. The moving average sees decayed weights.
+            name: As in `keras.optimizers.AdamW`. The moving average is taken of decayed weights
+            and keeps their zeros.
 
     Raises:
         ValueError: If `p` or `weight_decay` is negative or not finite, `reference` is

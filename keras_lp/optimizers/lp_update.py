@@ -7,7 +7,6 @@ Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:240
 """
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -78,6 +77,7 @@ class LpUpdate(keras.optimizers.Optimizer):
         self._p = p
         self._reference = reference
         self._exclude = exclude
+        self._excluded_ids: frozenset[int] = frozenset()
         self._excluded_paths: tuple[str, ...] = ()
         self._excluded_names: tuple[str, ...] = ()
         self._selection: Selection | None = None
@@ -94,7 +94,12 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     @property
     def weight_decay(self) -> Any:
-        """Current strength: a scalar variable that can be set, or the schedule's value."""
+        """Current strength: a scalar variable, or the value of the schedule.
+
+        It can be set to a number; `float(optimizer.weight_decay)` reads one. Under
+        `mixed_float16` Keras wraps the optimizer, and this is
+        `model.optimizer.inner_optimizer.weight_decay`.
+        """
         return self._current(self._weight_decay)
 
     @weight_decay.setter
@@ -149,7 +154,8 @@ class LpUpdate(keras.optimizers.Optimizer):
         own, these exclusions are saved with the optimizer.
 
         Args:
-            var_list: Variables to exclude. They are remembered by their paths.
+            var_list: Variables to exclude. Those that the optimizer is not built for are
+                ignored.
             var_names: Regular expressions; a variable in whose path one is found is
                 excluded. One that is found nowhere has no effect.
 
@@ -163,7 +169,9 @@ class LpUpdate(keras.optimizers.Optimizer):
                 "`model.compile()`."
             )
         names = selection.check_patterns("var_names", var_names)
-        self._excluded_paths = tuple(map(selection.variable_path, var_list or ()))
+        variables = tuple(var_list or ())
+        self._excluded_ids = frozenset(map(id, variables))
+        self._excluded_paths = tuple(map(selection.variable_path, variables))
         self._excluded_names = names
 
     def build(self, variables: Sequence[Any]) -> None:
@@ -177,26 +185,35 @@ class LpUpdate(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        # The paths in `var_list` follow the user's own patterns: both must match.
-        exclude = self._exclude + tuple(f"^{re.escape(path)}$" for path in self._excluded_paths)
-        names = self._excluded_names
-        if self._selection is None or not self._selection.fits(variables, exclude, names):
-            self._selection = Selection.of(variables, exclude, names)
-        self._decayed = frozenset(self._selection.decayed)
+        rules = (self._exclude, self._excluded_paths, self._excluded_names)
+        restored = self._selection
+        if restored is not None and restored.fits(variables, rules):
+            chosen = restored
+        else:
+            left_out = [v for v in variables if self._is_excluded_as_in_keras(v)]
+            decayed = selection.decayed_variables(variables, self._exclude, left_out)
+            chosen = Selection.of(variables, decayed, rules)
+        self._selection = chosen
+        self._decayed = frozenset(chosen.decayed)
         super().build(variables)
-        self._warn_of_zeros_that_stay()
+        if chosen is not restored:  # Else the values are still to be loaded.
+            self._warn_of_zeros_that_stay()
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One step of the Keras optimizer, followed by the decay."""
         # Keras documents `_get_variable_index` for subclasses, in its `Optimizer` docstring.
-        decays = self._get_variable_index(variable) in self._decayed
-        if decays and self._reference == "previous":
+        index = self._get_variable_index(variable)
+        if index not in self._decayed:
+            super().update_step(gradient, variable, learning_rate)
+        elif self._reference == "previous":
             # Before the step: eager TensorFlow changes the variable in place.
             factor = self._factor(variable, learning_rate)
-        super().update_step(gradient, variable, learning_rate)
-        if decays and self._reference == "updated":
+            super().update_step(gradient, variable, learning_rate)
+            self.assign(variable, ops.multiply(variable, factor))
+            self._keep_zeros_in_average(index, variable)
+        else:
+            super().update_step(gradient, variable, learning_rate)
             factor = self._factor(variable, learning_rate)
-        if decays:
             self.assign(variable, ops.multiply(variable, factor))
 
     def get_config(self) -> dict[str, Any]:
@@ -243,6 +260,27 @@ class LpUpdate(keras.optimizers.Optimizer):
         # The count that Keras gives its learning-rate schedules; the public `iterations`
         # is another one while gradients are accumulated.
         return value(self._iterations) if _is_schedule(value) else value
+
+    def _is_excluded_as_in_keras(self, variable: Any) -> bool:
+        """Whether `exclude_from_weight_decay` excluded the variable."""
+        path = selection.variable_path(variable)
+        if self._excluded_ids:
+            by_list = id(variable) in self._excluded_ids
+        else:  # They come from a config; a loaded Sequential lacks its name in the paths.
+            tails = {saved.partition("/")[2] for saved in self._excluded_paths}
+            by_list = path in self._excluded_paths or path in tails
+        return by_list or any(selection.matches(name, variable) for name in self._excluded_names)
+
+    def _keep_zeros_in_average(self, index: int, variable: Any) -> None:
+        """Zeroes the moving average where the weight is zero, and will stay so.
+
+        The average would only ever come close to zero, and Keras puts it into the model at
+        the end of training.
+        """
+        if self.use_ema:
+            average = self._model_variables_moving_average[index]
+            kept = ops.cast(ops.not_equal(variable, 0), average.dtype)
+            self.assign(average, ops.multiply(average, kept))
 
     def _factor(self, variable: Any, learning_rate: Any) -> Any:
         strength = ops.multiply(learning_rate, self.weight_decay)
