@@ -9,6 +9,8 @@ models (.keras, .tflite) and a picture (.png) to an output folder.
 """
 
 import argparse
+import itertools
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ class Result:
     sparsity: float
     file_bytes: int
     file_accuracy: float
+    path: Path
     model: keras.Model
     curves: dict[str, list[float]]
 
@@ -136,12 +139,13 @@ def deploy(label, model, curves, data, path, **options):
         sparsity=keras_lp.sparsity_report(model).sparsity,
         file_bytes=exported.bytes,
         file_accuracy=accuracy_in_litert(path, x_test, y_test),
+        path=path,
         model=model,
         curves=curves,
     )
 
 
-def run(seed, data, arguments, folder):
+def run(seed, data, arguments, output):
     """Trains and deploys both models with one seed; AdamW's result comes first."""
     optimizers = {
         "AdamW  ": keras.optimizers.AdamW(1e-3),
@@ -153,12 +157,12 @@ def run(seed, data, arguments, folder):
     )
     print("  converting and verifying the files", flush=True)
     return (
-        deploy("AdamW, dense float32", *dense, data, folder / "adamw.tflite", sparse=False),
+        deploy("AdamW, dense float32", *dense, data, output / "adamw.tflite", sparse=False),
         deploy(
             "LpAdamW, sparse float16",
             *sparse,
             data,
-            folder / "lp_adamw.tflite",
+            output / "lp_adamw.tflite",
             quantization="float16",
         ),
     )
@@ -201,7 +205,9 @@ def draw(dense, sparse, path):
         sparsity.plot(
             epochs, 100 * np.array(result.curves["sparsity"]), line, color=color, label=label
         )
-    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="test accuracy", ylim=(0.85, 1.0))
+    last = [result.curves["accuracy"][-1] for result in (dense, sparse)]
+    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="test accuracy")
+    accuracy.set_ylim(min(0.85, min(last) - 0.1), 1.0)
     sparsity.set(title="Sparsity", xlabel="epoch", ylabel="zeros among the weights (%)")
     sparsity.set_ylim(-3, 103)
     accuracy.legend(loc="lower right")
@@ -233,12 +239,27 @@ def draw(dense, sparse, path):
     plt.close(figure)
 
 
-def positive(text):
-    """An integer of at least 1 from the command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, received {text}")
-    return number
+def at_least(least, kind):
+    """A type of the command line: a number that is not below `least`."""
+
+    def parse(text):
+        number = kind(text)
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, received {text}")
+        return number
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def folder(text):
+    """A folder from the command line, made if it does not exist."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"must be a folder that can be made ({error})") from error
+    return path
 
 
 def main():
@@ -246,11 +267,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("quickstart_output"), help="folder")
-    parser.add_argument("--epochs", type=positive, default=60, help="of each training")
-    parser.add_argument("--seeds", type=positive, default=1, help="trainings to average over")
-    parser.add_argument("--p", type=float, default=0.8, help="exponent of the norm")
-    parser.add_argument("--weight-decay", type=float, default=0.07, help="strength of the decay")
+    parser.add_argument("--output", type=folder, default="quickstart_output", help="folder")
+    count, number = at_least(1, int), at_least(0, float)
+    parser.add_argument("--epochs", type=count, default=60, help="of each training")
+    parser.add_argument("--seeds", type=count, default=1, help="trainings to average over")
+    parser.add_argument("--p", type=number, default=0.8, help="exponent of the norm")
+    parser.add_argument("--weight-decay", type=number, default=0.07, help="strength of the decay")
     arguments = parser.parse_args()
 
     start = time.perf_counter()
@@ -258,14 +280,15 @@ def main():
     runs = []
     for seed in range(arguments.seeds):
         print(f"seed {seed}: training on {len(data[0])} images, testing on {len(data[1])}")
-        folder = arguments.output if seed == 0 else arguments.output / f"seed_{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.append(run(seed, data, arguments, folder))
+        output = arguments.output if seed == 0 else folder(arguments.output / f"seed_{seed}")
+        runs.append(run(seed, data, arguments, output))
     print_table(runs)
-    draw(*runs[0], arguments.output / "quickstart.png")
+    picture = arguments.output / "quickstart.png"
+    draw(*runs[0], picture)
     print(f"\nDone in {time.perf_counter() - start:.0f} s. Written:")
-    for path in sorted(arguments.output.glob("*.*")):
-        print(f"  {path}")
+    for result in itertools.chain(*runs):
+        print(f"  {result.path.with_suffix('.keras')}\n  {result.path}")
+    print(f"  {picture}")
 
 
 if __name__ == "__main__":

@@ -35,11 +35,21 @@ def test_quickstart_writes_its_files_and_prints_their_paths(tmp_path):
     assert re.search(r"LpAdamW, sparse float16 +0\.\d{4} +\d+\.\d\d% +[\d,]+ +0\.\d{4}", printed)
 
 
-def test_quickstart_refuses_a_number_of_seeds_below_one(tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--seeds", "0"]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds: must be at least 1, received 0"),
+        (["--p", "-1"], "--p: must be at least 0, received -1"),
+        (["--weight-decay", "nan"], "--weight-decay: must be at least 0, received nan"),
+        (["--output", "file"], "--output: must be a folder that can be made"),
+    ],
+)
+def test_quickstart_refuses_what_it_cannot_use(tmp_path, arguments, message):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), *arguments]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert "--seeds: must be at least 1, received 0" in process.stderr
+    assert message in process.stderr
 
 
 def test_usage_example_of_the_readme_runs_as_it_stands(tmp_path):

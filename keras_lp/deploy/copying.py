@@ -53,7 +53,7 @@ def copy_model(model: keras.Model) -> keras.Model:
         raise ValueError(_message(model, "The copy got other variables."))
     for original, variable in zip(originals, variables, strict=True):
         # Keras saves neither the seeds of random layers nor what was frozen in a subclass.
-        variable.assign(original.value)
+        variable.assign(keras.ops.convert_to_numpy(original))
         variable.trainable = original.trainable
     if without_config and not _agree(model, copy):
         names = ", ".join(sorted({type(layer).__name__ for layer in without_config}))

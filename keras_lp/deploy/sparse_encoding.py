@@ -14,7 +14,7 @@ import numpy as np
 from keras_lp.deploy.optional import require
 
 # Operations that take their weights from a DENSIFY, in LiteRT with and without XNNPACK; and
-# those that do so behind the DEQUANTIZE of float16 weights, where the others read garbage.
+# those that do so behind a DEQUANTIZE of float16 weights, where the others read garbage.
 _FLOAT32_READERS = (
     "BATCH_MATMUL",
     "CONV_2D",
@@ -32,11 +32,15 @@ _ALIGNMENT = 16  # of the data of a tensor in the file, in bytes, as the schema 
 def encode_zeros(data: bytes) -> bytes:
     """Returns the file with all weight tensors that get smaller by it encoded as sparse.
 
+    Float16 weights whose readers need them in float32 (an embedding, for one) become sparse
+    float32 weights of the same values where that is smaller.
+
     Args:
         data: A `.tflite` file with float32 or float16 weights, as the converter makes it.
 
     Returns:
-        The bytes of a file that computes the same function.
+        The bytes of a file that computes the same function; `data` itself if no tensor gets
+        smaller.
     """
     schema = require("ai_edge_litert.schema_py_generated", "deploy")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
@@ -60,20 +64,28 @@ def _is_weight(schema: Any, model: Any, graph: Any, index: int) -> bool:
     """Whether a tensor holds float constants that may come from a DENSIFY."""
     tensor = graph.tensors[index]
     data = model.buffers[tensor.buffer].data
-    if data is None or len(data) == 0 or tensor.sparsity is not None:
+    if data is None or len(data) == 0 or tensor.sparsity is not None or index in graph.outputs:
         return False
-    readers = {_operation(schema, model, reader) for reader in _readers(graph, index)}
-    if tensor.type == schema.TensorType.FLOAT32:
-        return bool(readers) and readers.issubset(_FLOAT32_READERS)
-    if tensor.type == schema.TensorType.FLOAT16 and readers == {"DEQUANTIZE"}:
-        outputs = [reader.outputs[0] for reader in _readers(graph, index)]
-        behind = [reader for output in outputs for reader in _readers(graph, output)]
-        return all(_operation(schema, model, reader) in _FLOAT16_READERS for reader in behind)
-    return False
+    readers = _operations(schema, model, _readers(graph, index))
+    if tensor.type == schema.TensorType.FLOAT16:
+        behind = _operations(schema, model, _readers_behind(graph, index))
+        return readers == {"DEQUANTIZE"} and bool(behind) and behind.issubset(_FLOAT32_READERS)
+    is_float32 = tensor.type == schema.TensorType.FLOAT32
+    return is_float32 and bool(readers) and readers.issubset(_FLOAT32_READERS)
 
 
 def _readers(graph: Any, index: int) -> list[Any]:
     return [operator for operator in graph.operators if index in operator.inputs]
+
+
+def _readers_behind(graph: Any, index: int) -> list[Any]:
+    """The readers of what the readers of a tensor put out."""
+    outputs = [output for reader in _readers(graph, index) for output in reader.outputs]
+    return [reader for output in outputs for reader in _readers(graph, output)]
+
+
+def _operations(schema: Any, model: Any, operators: list[Any]) -> set[str]:
+    return {_operation(schema, model, operator) for operator in operators}
 
 
 def _operation(schema: Any, model: Any, operator: Any) -> str:
@@ -89,31 +101,52 @@ def _code(operator_code: Any) -> int:
 
 
 def _encode_tensor(schema: Any, model: Any, graph: Any, index: int) -> bool:
-    """Encodes one weight tensor and inserts its DENSIFY if that makes the file smaller.
+    """Encodes one weight tensor and has a DENSIFY read it, if that makes the file smaller.
 
     Returns whether it did.
     """
-    sparse = graph.tensors[index]
-    dtype = np.float32 if sparse.type == schema.TensorType.FLOAT32 else np.float16
-    buffer = model.buffers[sparse.buffer]
-    array = np.frombuffer(bytes(buffer.data), dtype).reshape(sparse.shape)
+    tensor = graph.tensors[index]
+    buffer = model.buffers[tensor.buffer]
+    is_float16 = tensor.type == schema.TensorType.FLOAT16
+    stored = np.frombuffer(bytes(buffer.data), np.float16 if is_float16 else np.float32)
+    array = stored.reshape(tensor.shape)
+    widens = is_float16 and not _operations(schema, model, _readers_behind(graph, index)).issubset(
+        _FLOAT16_READERS
+    )
+    if widens:
+        array = array.astype(np.float32)
     axis = min(range(array.ndim), key=lambda axis: _encoded_bytes(array, axis))
-    if _encoded_bytes(array, axis) + _OVERHEAD >= array.nbytes:
+    if _encoded_bytes(array, axis) + _OVERHEAD >= stored.nbytes:
         return False
 
+    buffer.data, tensor.sparsity = _encode(schema, array, axis)
+    if widens:  # The operators that made float32 of the tensor now make it dense.
+        tensor.type = schema.TensorType.FLOAT32
+        for reader in _readers(graph, index):
+            _make_densify(schema, model, reader)
+    else:
+        _insert_densify(schema, model, graph, index)
+    return True
+
+
+def _insert_densify(schema: Any, model: Any, graph: Any, index: int) -> None:
+    """Puts a DENSIFY between a sparse tensor and its readers."""
+    sparse = graph.tensors[index]
     dense = schema.TensorT()
     dense.name, dense.shape, dense.type = sparse.name + b"/dense", sparse.shape, sparse.type
     graph.tensors.append(dense)
     for operator in _readers(graph, index):
         operator.inputs = [len(graph.tensors) - 1 if i == index else i for i in operator.inputs]
-    buffer.data, sparse.sparsity = _encode(schema, array, axis)
     densify = schema.OperatorT()
-    densify.opcodeIndex = _densify_index(schema, model)
     densify.inputs, densify.outputs = [index], [len(graph.tensors) - 1]
-    densify.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
-    densify.builtinOptions = schema.DensifyOptionsT()
+    _make_densify(schema, model, densify)
     graph.operators.insert(0, densify)  # It needs nothing that another operation makes.
-    return True
+
+
+def _make_densify(schema: Any, model: Any, operator: Any) -> None:
+    operator.opcodeIndex = _densify_index(schema, model)
+    operator.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
+    operator.builtinOptions = schema.DensifyOptionsT()
 
 
 def _densify_index(schema: Any, model: Any) -> int:
