@@ -461,10 +461,12 @@ def test_names_of_keras_that_are_not_public_are_there_and_do_what_we_rely_on(mlp
     # Fails clearly should Keras rename what `keras_lp.optimizers.lp_update` builds on.
     for name in ("_apply_weight_decay", "_get_variable_index"):
         assert callable(getattr(keras.optimizers.Optimizer, name, None)), name
-    optimizer = keras.optimizers.Adam()
+    optimizer = keras.optimizers.Adam(use_ema=True)
     variables = mlp().trainable_variables
     optimizer.build(variables)
     assert [optimizer._get_variable_index(v) for v in variables] == [0, 1, 2, 3]
+    averages = optimizer._model_variables_moving_average
+    assert [tuple(v.shape) for v in averages] == [tuple(v.shape) for v in variables]
     assert optimizer._trainable_variables == variables
     assert int(optimizer._iterations) == 0
     called = []

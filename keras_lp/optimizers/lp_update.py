@@ -278,6 +278,7 @@ class LpUpdate(keras.optimizers.Optimizer):
         the end of training.
         """
         if self.use_ema:
+            # Keras gives the averages no public name.
             average = self._model_variables_moving_average[index]
             kept = ops.cast(ops.not_equal(variable, 0), average.dtype)
             self.assign(average, ops.multiply(average, kept))
