@@ -181,6 +181,15 @@ def test_model_with_a_batch_size_of_its_own_is_verified(tmp_path):
     assert export_tflite(model, tmp_path / "m.tflite").max_abs_error < 1e-5
 
 
+def test_model_of_one_sample_and_one_of_integers_are_verified(tmp_path):
+    path = tmp_path / "m.tflite"
+    one = keras.Sequential([keras.Input((4,), batch_size=1), keras.layers.Dense(2)])
+    assert export_tflite(one, path).max_abs_error < 1e-5
+    x = keras.Input((4,))
+    rare = keras.ops.cast(keras.layers.Dense(3)(x) > 1e9, "int32")
+    assert export_tflite(keras.Model(x, rare), path).max_abs_error == 0
+
+
 def test_verification_does_not_change_the_state_of_the_model(tmp_path):
     class Counting(keras.layers.Layer):
         def build(self, shape):
