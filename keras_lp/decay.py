@@ -9,11 +9,10 @@ import math
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-# Fits float32, and |w|**p is 0, 1 or inf in every dtype long before it.
-_LARGEST_P = 1e38
+# Fits float32; |w|**p is 0, 1 or inf in every dtype long before p is so large.
+_LARGEST = 3e38
 
 
 def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
@@ -48,9 +47,7 @@ def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
     if is_number(p):
         p = check_exponent(p)
     weights = _at_least_float32(weights)
-    # A float64 number may be infinite in float32.
-    largest = float(np.finfo(keras.backend.standardize_dtype(weights.dtype)).max)
-    strength = ops.minimum(_cast(strength, weights.dtype), largest)
+    strength = _cast(strength, weights.dtype)
     factor = 1.0 / (1.0 + _scaled_power(ops.abs(weights), strength, p))
     # 0 * inf above is the one NaN that finite inputs can make.
     return ops.where(strength > 0, factor, ops.ones_like(factor))
@@ -99,16 +96,17 @@ def check_exponent(p: Any) -> float:
 
 
 def check_strength(name: str, value: Any) -> float:
-    """Returns `value` as a float; raises ValueError unless it is finite and >= 0."""
-    return _check_non_negative(name, value, "0 turns the decay off")
+    """Returns `value` as a float; raises ValueError unless it is >= 0 and finite in float32."""
+    hint = f"0 turns the decay off, {_LARGEST:.1e} is the largest"
+    return _check_non_negative(name, value, hint, _LARGEST)
 
 
-def _check_non_negative(name: str, value: Any, hint: str) -> float:
+def _check_non_negative(name: str, value: Any, hint: str, largest: float = math.inf) -> float:
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (math.isfinite(number) and number >= 0):
+    if not (math.isfinite(number) and 0 <= number <= largest):
         raise ValueError(
             f"Argument `{name}` must be a finite number >= 0 ({hint}). Received: {name}={value!r}"
         )
@@ -133,7 +131,7 @@ def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
         return strength / magnitude / ops.sqrt(magnitude)
     if p == 0:
         return ops.square(ops.sqrt(strength) / magnitude)
-    exponent = min(p, _LARGEST_P) - 2.0
+    exponent = min(p, _LARGEST) - 2.0
     return ops.exp(exponent * ops.log(magnitude) + ops.log(strength))
 
 
@@ -149,7 +147,7 @@ def _power_over_p(magnitude: Any, p: float) -> Any:
         return magnitude * ops.sqrt(magnitude) / p
     if p == 2:
         return ops.square(magnitude) / p
-    p = min(p, _LARGEST_P)
+    p = min(p, _LARGEST)
     power = ops.exp(p * ops.log(magnitude)) / p
     # A p that is 0 in float32 makes 0 * -inf above.
     return ops.where(magnitude == 0, ops.zeros_like(power), power)

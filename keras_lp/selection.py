@@ -59,8 +59,12 @@ class Selection:
 
     def fits(self, variables: Sequence[Any], rules: Sequence[Sequence[str]]) -> bool:
         """Whether it was made for such variables under the same exclusions."""
-        same_rules = self.rules == tuple(map(tuple, rules))
-        return same_rules and self.variables == _signature(variables)
+        new = _signature(variables)
+        return (
+            self.rules == tuple(map(tuple, rules))
+            and [shape for _, shape in self.variables] == [shape for _, shape in new]
+            and _are_renumbered([end for end, _ in self.variables], [end for end, _ in new])
+        )
 
 
 def variable_path(variable: Any) -> str:
@@ -158,9 +162,23 @@ def list_paths(variables: Sequence[Any], limit: int = 20) -> str:
 
 
 def _signature(variables: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The end of the path, without the numbers of automatic names, and the shape of each."""
+    """The end of the path (layer and variable) and the shape of each variable."""
+    ends = ("/".join(variable_path(variable).split("/")[-2:]) for variable in variables)
+    return tuple((end, tuple(map(int, v.shape))) for end, v in zip(ends, variables, strict=True))
 
-    def end(path: str) -> str:
-        return "/".join(re.sub(r"_\d+$", "", part) for part in path.split("/")[-2:])
 
-    return tuple((end(variable_path(v)), tuple(map(int, v.shape))) for v in variables)
+def _are_renumbered(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether names differ at most as automatic ones do: dense, dense_1 and dense_4, dense_5."""
+    offsets: dict[str, int] = {}
+    for parts in zip("/".join(old).split("/"), "/".join(new).split("/"), strict=True):
+        (base, number), (new_base, new_number) = map(_numbered, parts)
+        offset = new_number - number
+        if base != new_base or offsets.setdefault(base, offset) != offset:
+            return False
+    return True
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    """Base and number of an automatic name: ("dense", 4) of dense_4, ("dense", 0) of dense."""
+    base, _, number = name.rpartition("_")
+    return (base, int(number)) if base and number.isdecimal() else (name, 0)

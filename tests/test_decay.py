@@ -144,12 +144,11 @@ def test_factor_has_no_nan_for_an_absurdly_large_p():
     np.testing.assert_array_equal(factor(array, 1.0, 1e300), [1.0, 1.0, 0.5, 0.0])
 
 
-def test_finite_inputs_that_overflow_float32_give_no_nan():
+def test_extreme_numbers_give_no_nan():
     array = np.array([0.0, 0.5, 1.0, 2.0], np.float32)
     for p in (0, 0.5, 0.8, 1, 1.5, 2, 3, keras.ops.convert_to_tensor(3.0)):
-        result = factor(array, 1e39, p)
+        result = factor(array, 2.9e38, p)
         assert ((result >= 0) & (result <= 1)).all()
-    assert factor(array, 1e39, 3)[0] == 1.0
     for p in (1e-320, 1e-50, 1e-39, 1e39, 1e300):
         assert not np.isnan(float(penalty(array, 0.1, p)))
 
@@ -210,14 +209,14 @@ def test_step_of_the_factor_is_the_proximal_step_on_a_majorizer_of_the_penalty(p
     np.testing.assert_allclose(curvature * w, slope, rtol=1e-4)
 
 
-@pytest.mark.parametrize("p", [-1, -1e-9, float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize("p", [-1, -1e-9, float("nan"), float("inf"), 10**400, "1", None])
 def test_p_out_of_range_is_an_error_that_names_it(p):
     for function in (decay_factor, penalty):
         with pytest.raises(ValueError, match=r"`p` must be a finite number >= 0.*Received: p="):
             function(np.ones(3), 0.1, p)
 
 
-@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), 1e39, 10**400])
 def test_strength_out_of_range_is_an_error_that_names_it(strength):
     with pytest.raises(ValueError, match=r"`strength` must be .*Received: strength="):
         decay_factor(np.ones(3), strength, 0.8)

@@ -186,8 +186,12 @@ def test_model_of_one_sample_and_one_of_integers_are_verified(tmp_path):
     one = keras.Sequential([keras.Input((4,), batch_size=1), keras.layers.Dense(2)])
     assert export_tflite(one, path).max_abs_error < 1e-5
     x = keras.Input((4,))
-    rare = keras.ops.cast(keras.layers.Dense(3)(x) > 1e9, "int32")
-    assert export_tflite(keras.Model(x, rare), path).max_abs_error == 0
+    y = keras.layers.Dense(3)(x)
+    signs = keras.Model(x, keras.ops.cast(y > 0, "int32"))
+    assert export_tflite(signs, path).max_abs_error == 0
+    never = keras.Model(x, keras.ops.cast(y > 1e9, "int32"))
+    with pytest.raises(RuntimeError, match="same for all random inputs"):
+        export_tflite(never, path)
 
 
 def test_verification_does_not_change_the_state_of_the_model(tmp_path):
@@ -401,6 +405,18 @@ def test_write_that_fails_leaves_no_partial_file(model, old_file, monkeypatch):
         export_tflite(model, old_file)
 
 
+def test_link_into_a_folder_that_does_not_exist_is_an_error_before_the_conversion(model, tmp_path):
+    (tmp_path / "m.tflite").symlink_to(tmp_path / "none" / "m.tflite")
+    with pytest.raises(FileNotFoundError, match=r"`path` does not exist.*none"):
+        export_tflite(model, tmp_path / "m.tflite")
+
+
+def test_inputs_may_be_nested_lists_of_numbers(tmp_path):
+    one = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    for inputs in ([[1, 2, 3, 4]], [[1, 2, 3, 4], [5, 6, 7, 8]], [np.ones((2, 4))]):
+        assert export_tflite(one, tmp_path / "m.tflite", inputs=inputs).max_abs_error < 1e-5
+
+
 def test_folder_that_does_not_exist_is_an_error_with_the_command_that_makes_it(model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"`path` does not exist.*mkdir -p .*Received: "):
         export_tflite(model, tmp_path / "none" / "m.tflite")
@@ -434,7 +450,10 @@ def test_path_that_is_a_folder_is_an_error(model, tmp_path):
         ({"inputs": np.ones((0, 8, 8, 1))}, r"must hold a non-empty array.*shape \(0, 8, 8, 1\)"),
         ({"inputs": "text"}, r"must hold numbers for input.*Received: 'text'"),
         ({"inputs": {"other": np.ones((2, 8, 8, 1))}}, r"cannot be called with.*`inputs`"),
-        ({"inputs": [np.ones((2, 8, 8, 1))] * 2}, r"must hold 1 arrays.*Received: 2 values"),
+        (
+            {"inputs": [np.ones((2, 8, 8, 1))] * 2},
+            r"shape \(-1, 8, 8, 1\).*Received: shape \(2, 2, 8",
+        ),
     ],
 )
 def test_bad_argument_is_an_error_that_names_value_and_remedy(model, old_file, arguments, message):

@@ -245,10 +245,38 @@ def with_two_inputs():
     return model
 
 
+class Rectified(keras.Model):
+    def __init__(self, activation="relu"):
+        super().__init__()
+        self.activation = keras.layers.Activation(activation)
+        self.hidden = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.hidden(self.activation(x))
+
+
+class Incomplete(keras.layers.Layer):
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return super().get_config()
+
+
+def with_incomplete_layer():
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(3), Incomplete(3.0)])
+
+
 @pytest.mark.parametrize(
     "make",
     [
         with_attribute,
+        with_incomplete_layer,
+        lambda: called(Rectified("linear")),
         of_another_dtype,
         with_two_inputs,
         lambda: called(Unconfigured("tanh")),
@@ -258,6 +286,33 @@ def with_two_inputs():
 def test_model_whose_copy_would_be_another_one_is_an_error_with_the_remedy(make):
     with pytest.raises(ValueError, match=r"cannot be copied.*`get_config` .*The copy "):
         strip_pruning(make())
+
+
+def test_two_custom_classes_of_one_name_are_an_error():
+    def make(value):
+        class Shift(keras.layers.Layer):
+            def call(self, x):
+                return x + value
+
+        return Shift()
+
+    model = keras.Sequential([keras.Input((8,)), make(1.0), keras.layers.Dense(2), make(2.0)])
+    with pytest.raises(ValueError, match=r"Two classes have the name.*Shift"):
+        strip_pruning(model)
+
+
+def test_images_of_any_size_are_copied():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.Conv2D(4, 3)])
+
+        def call(self, x):
+            return self.layer(x)
+
+    x = keras.Input((None, None, 3))
+    model = keras.Model(x, Net()(x))
+    assert keras_lp.sparsity_report(strip_pruning(model)).size == 108 + 144
 
 
 def test_model_that_cannot_be_saved_is_an_error_with_the_remedy():

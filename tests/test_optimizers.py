@@ -413,6 +413,12 @@ def test_saved_selection_is_not_used_for_another_model_of_the_same_shapes():
     assert twin.decayed_variables == [swapped[1]]
     with pytest.raises(ValueError, match="'head'"):
         LpAdamW.from_config(optimizer.get_config()).build(variables("q", "r"))
+    numbered = LpAdamW(exclude="dense_1/")
+    numbered.build(variables("dense_1", "dense_2"))
+    swapped = variables("dense_2", "dense_1")
+    twin = LpAdamW.from_config(numbered.get_config())
+    twin.build(swapped)
+    assert twin.decayed_variables == [swapped[0]]
 
 
 @pytest.mark.parametrize("overwrite", [None, 7])
@@ -537,6 +543,7 @@ def test_optimizer_built_inside_a_traced_function_works_and_warns(mlp, batches):
         ({"p": "0.8"}, r"`p` must be .*Received: p='0.8'"),
         ({"weight_decay": -0.1}, r"`weight_decay` must be .*Received: weight_decay=-0.1"),
         ({"weight_decay": float("nan")}, r"`weight_decay` must be .*Received: weight_decay=nan"),
+        ({"weight_decay": 1e39}, r"`weight_decay` must be .*Received: weight_decay=1e\+39"),
         ({"weight_decay": None}, r"`weight_decay` must be .*0 turns the decay off.*=None"),
         ({"reference": "next"}, r"`reference` must be \"previous\".*Received: reference='next'"),
         ({"exclude": "("}, r"`exclude` must be a regular expression.*Received: exclude='\('"),

@@ -161,18 +161,24 @@ def _check_path(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix != ".tflite":
         raise ValueError(f"Argument `path` must end in `.tflite`. {received}")
-    if not path.parent.is_dir():
+    target = _target(path)
+    if not target.parent.is_dir():
         raise FileNotFoundError(
             "The folder of argument `path` does not exist; create it first "
-            f"(`mkdir -p {path.parent}`). {received}"
+            f"(`mkdir -p {target.parent}`). {received}"
         )
-    if path.is_dir():
+    if target.is_dir():
         raise ValueError(f"Argument `path` must name a file, but is a folder. {received}")
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(target.parent, os.W_OK):
         raise PermissionError(
             f"The folder of argument `path` cannot be written to; choose another. {received}"
         )
     return path
+
+
+def _target(path: Path) -> Path:
+    """Where the file is to be: a link stays a link."""
+    return Path(os.path.realpath(path))
 
 
 def _convert(model: keras.Model, quantization: str | None) -> bytes:
@@ -259,8 +265,11 @@ def _run(model: keras.Model, details: dict[str, Any], inputs: Any) -> tuple[Any,
     names = _input_names(model, details)
     if isinstance(inputs, dict) and set(inputs) == set(names):
         arrays = [inputs[name] for name in names]
-    elif len(names) == 1 and not isinstance(inputs, (dict, list, tuple)):
-        arrays = [inputs]
+    elif len(names) == 1 and not isinstance(inputs, dict):
+        is_wrapped = isinstance(inputs, (list, tuple)) and len(inputs) == 1
+        rank = len(details[names[0]]["shape_signature"])
+        arrays = [inputs[0] if is_wrapped and np.ndim(inputs[0]) == rank else inputs]
+        inputs = _checked_input(names[0], details[names[0]], arrays[0])
     else:
         arrays = keras.tree.flatten(inputs)
     if len(arrays) != len(names):
@@ -367,9 +376,10 @@ def _random_input(
 
 
 def _differ(outputs: Any, others: Any) -> bool:
-    """Whether every float output of one run has another value in the other run."""
-    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True)
-    return all(a.dtype.kind != "f" or not np.array_equal(a, b) for a, b in pairs)
+    """Whether every float output, or every output if none is float, differs in another run."""
+    pairs = list(zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True))
+    floats = [pair for pair in pairs if pair[0].dtype.kind == "f"]
+    return not any(np.array_equal(a, b) for a, b in floats or pairs)
 
 
 def _named_outputs(outputs: Any, names: list[str]) -> dict[str, np.ndarray]:
@@ -416,7 +426,7 @@ def _refusal(what: str, why: str) -> str:
 
 def _write_atomically(path: Path, data: bytes) -> None:
     """Puts the bytes at `path` in one step, or leaves what stands there as it is."""
-    target = path.resolve()  # A link stays a link.
+    target = _target(path)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -236,7 +236,7 @@ class LpUpdate(keras.optimizers.Optimizer):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Creates the optimizer that `get_config` described."""
         config = dict(config)
-        excluded = config.pop("exclude_from_weight_decay", {})
+        excluded = config.pop("exclude_from_weight_decay", None) or {}
         selected = config.pop("selection", None)
         for name in ("weight_decay", "p"):
             if isinstance(config.get(name), dict):
@@ -263,12 +263,10 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _is_excluded_as_in_keras(self, variable: Any) -> bool:
         """Whether `exclude_from_weight_decay` excluded the variable."""
-        path = selection.variable_path(variable)
         if self._excluded_ids:
             by_list = id(variable) in self._excluded_ids
-        else:  # They come from a config; a loaded Sequential lacks its name in the paths.
-            tails = {saved.partition("/")[2] for saved in self._excluded_paths}
-            by_list = path in self._excluded_paths or path in tails
+        else:  # The exclusions come from a config.
+            by_list = selection.variable_path(variable) in self._excluded_paths
         return by_list or any(selection.matches(name, variable) for name in self._excluded_names)
 
     def _keep_zeros_in_average(self, index: int, variable: Any) -> None:
