@@ -263,13 +263,13 @@ def _tensorflow_operations(data: bytes) -> list[str]:
 def _run(model: keras.Model, details: dict[str, Any], inputs: Any) -> tuple[Any, dict[str, Any]]:
     """Outputs of the model, and its inputs as arrays by their names in the file."""
     names = _input_names(model, details)
+    is_single = len(names) == 1 and not isinstance(inputs, dict)
     if isinstance(inputs, dict) and set(inputs) == set(names):
         arrays = [inputs[name] for name in names]
-    elif len(names) == 1 and not isinstance(inputs, dict):
-        is_wrapped = isinstance(inputs, (list, tuple)) and len(inputs) == 1
+    elif is_single:  # An array, nested lists of numbers, or a list of one array.
         rank = len(details[names[0]]["shape_signature"])
+        is_wrapped = isinstance(inputs, (list, tuple)) and len(inputs) == 1
         arrays = [inputs[0] if is_wrapped and np.ndim(inputs[0]) == rank else inputs]
-        inputs = _checked_input(names[0], details[names[0]], arrays[0])
     else:
         arrays = keras.tree.flatten(inputs)
     if len(arrays) != len(names):
@@ -282,7 +282,7 @@ def _run(model: keras.Model, details: dict[str, Any], inputs: Any) -> tuple[Any,
         for name, array in zip(names, arrays, strict=True)
     }
     try:
-        return outputs_of(model, inputs), feed
+        return outputs_of(model, feed[names[0]] if is_single else inputs), feed
     except Exception as error:
         raise ValueError(
             "The model cannot be called with the `inputs` to verify the file with. Pass `inputs` "
