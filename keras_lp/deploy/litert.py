@@ -79,9 +79,9 @@ def export_tflite(
     """Writes a model as a `.tflite` file that is verified in LiteRT's default interpreter.
 
     With sparse encoding only the nonzero weights and their positions take room; LiteRT
-    makes dense weights of them (operation DENSIFY) when it loads the file, so speed and
-    memory at run time are those of the dense file. Run `strip_pruning` first, which makes
-    tiny weights exact zeros. Needs the TensorFlow backend and the extra `deploy`.
+    makes dense weights of them (operation DENSIFY) when it loads the file, which then runs as
+    fast as the dense one. Run `strip_pruning` first, which makes tiny weights exact zeros.
+    Needs the TensorFlow backend and the extra `deploy`.
 
     Args:
         model: A built Keras 3 model.

@@ -14,7 +14,8 @@ import numpy as np
 from keras_lp.deploy.optional import require
 
 # Operations that take their weights from a DENSIFY, in LiteRT with and without XNNPACK; and
-# those that do so behind a DEQUANTIZE of float16 weights, where the others read garbage.
+# those that do so behind a DEQUANTIZE of float16 weights, where CONV_3D and GATHER were seen
+# to read garbage.
 _FLOAT32_READERS = (
     "BATCH_MATMUL",
     "CONV_2D",
