@@ -61,6 +61,15 @@ def test_usage_example_of_the_readme_runs_as_it_stands(tmp_path):
     assert (tmp_path / "model.tflite").exists()
 
 
+def test_benchmark_of_sparse_files_prints_its_table(tmp_path):
+    printed = run(ROOT / "benchmarks" / "sparse_file.py", "--repeats", 2, cwd=tmp_path)
+    rows = [line for line in printed.splitlines() if line.startswith(("| mlp", "| cnn"))]
+    assert len(rows) == 4
+    for row in rows:
+        dense, sparse = (int(cell.replace(",", "")) for cell in row.split("|")[3:5])
+        assert sparse < 0.2 * dense
+
+
 @pytest.mark.slow
 def test_quickstart_reaches_its_numbers_in_the_mean_of_three_seeds(tmp_path, capsys):
     printed = quickstart(tmp_path, "--seeds", 3)
