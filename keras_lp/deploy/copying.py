@@ -85,6 +85,12 @@ def is_functional(model: keras.Model) -> bool:
     return hasattr(model, "operations")
 
 
+def is_subclassed(layer: keras.layers.Layer) -> bool:
+    """Whether `layer` is a model that is neither Sequential nor functional."""
+    is_model = isinstance(layer, keras.Model)
+    return is_model and not (isinstance(layer, keras.Sequential) or is_functional(layer))
+
+
 def _message(model: keras.Model, reason: str) -> str:
     return (
         "The model cannot be copied, which is done as Keras saves and loads it. Custom classes "
@@ -117,19 +123,13 @@ def _revived_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     The layers of a subclassed model do not: its constructor makes them.
     """
     yield model
-    if _is_subclassed(model):
+    if is_subclassed(model):
         return
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _revived_layers(layer)
         else:
             yield layer
-
-
-def _is_subclassed(layer: keras.layers.Layer) -> bool:
-    """Whether `layer` is a model that is neither Sequential nor functional."""
-    is_model = isinstance(layer, keras.Model)
-    return is_model and not (isinstance(layer, keras.Sequential) or is_functional(layer))
 
 
 def _custom_classes(model: keras.Model, layers: list[keras.layers.Layer]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.copying import is_functional
+from keras_lp.deploy.copying import is_functional, is_subclassed
 from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.optional import require
 from keras_lp.deploy.sparse_encoding import encode_zeros
@@ -330,8 +330,7 @@ def _random_inputs(model: keras.Model, details: dict[str, Any], scale: float, se
             f"{len(names)} inputs"
         )
     # The exporter leaves the batch size open, whatever the model's own.
-    is_symbolic = isinstance(model, keras.Sequential) or is_functional(model)
-    batches = [tensor.shape[0] for tensor in model.inputs] if is_symbolic else [None]
+    batches = [None] if is_subclassed(model) else [tensor.shape[0] for tensor in model.inputs]
     random, vocabulary = np.random.default_rng(seed), _smallest_vocabulary(model)
     arrays = [
         _random_input(random, name, details[name], batch or _BATCH, scale, vocabulary)
@@ -342,14 +341,14 @@ def _random_inputs(model: keras.Model, details: dict[str, Any], scale: float, se
 
 def _smallest_vocabulary(model: keras.Model) -> int:
     """Number of integers that every embedding of the model knows."""
-    sizes = [2]
+    sizes = []
     layers = [*model.layers]
     while layers:
         layer = layers.pop()
         layers += getattr(layer, "layers", [])
         if isinstance(layer, keras.layers.Embedding):
             sizes.append(layer.input_dim)
-    return min(sizes[1:], default=2)
+    return min(sizes, default=2)
 
 
 def _random_input(
