@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 # Fits float32; |w|**p is 0, 1 or inf in every dtype long before p is so large.
 _LARGEST = 3e38
@@ -19,9 +20,10 @@ def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
     """Factor in [0, 1] that one decay step multiplies each weight by.
 
     Formula: `factor(w) = 1 / (1 + strength * |w|**(p - 2))`, the proximal step on the
-    quadratic majorizer of the penalty at `w` (arXiv:2404.10824). Its limits hold exactly
-    and no finite input gives a NaN: `strength == 0` gives 1; `w == 0` gives 0 for
-    `p < 2`, `1 / (1 + strength)` for `p == 2` and 1 for `p > 2`. Where the backend flushes
+    quadratic majorizer of the penalty at `w` (arXiv:2404.10824); for several norms
+    `1 / (1 + sum_k strength_k * |w|**(p_k - 2))`. Its limits hold exactly and no finite
+    input gives a NaN: `strength == 0` gives 1; `w == 0` gives 0 for `p < 2`,
+    `1 / (1 + strength)` for `p == 2` and 1 for `p > 2`. Where the backend flushes
     subnormal numbers, a subnormal weight or strength counts as 0.
 
     A Python number `p` in {0, 0.5, 1, 1.5, 2} needs square roots and divisions only, any
@@ -29,65 +31,102 @@ def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
 
     Args:
         weights: Float tensor, array or variable of any shape.
-        strength: Float >= 0 or scalar tensor, `learning_rate * weight_decay`.
-        p: Float >= 0 or scalar tensor, the exponent of the norm.
+        strength: Float >= 0 or scalar tensor, `learning_rate * weight_decay`; for several
+            norms a list or tuple of them.
+        p: Float >= 0 or scalar tensor, the exponent of the norm; for several norms a list
+            or tuple of the same length.
 
     Returns:
         Tensor of the shape of `weights`; float64 for float64 weights, otherwise float32.
 
     Raises:
-        ValueError: If `strength` or `p` is a number that is negative or not finite.
+        ValueError: If `strength` or `p` is a number that is negative or not finite, or they
+            are not equally many.
 
     Example:
     >>> keras_lp.decay_factor([0.0, 0.01, 1.0], strength=0.01, p=1)
     [0.0, 0.5, 0.990099]
+    >>> keras_lp.decay_factor([0.01, 1.0], strength=(0.01, 1.0), p=(1, 2))
+    [0.3333333, 0.4975124]
     """
-    if is_number(strength):
-        strength = check_strength("strength", strength)
-    if is_number(p):
-        p = check_exponent(p)
     weights = _at_least_float32(weights)
-    strength = _cast(strength, weights.dtype)
-    factor = 1.0 / (1.0 + _scaled_power(ops.abs(weights), strength, p))
-    # 0 * inf above is the one NaN that finite inputs can make.
-    return ops.where(strength > 0, factor, ops.ones_like(factor))
+    magnitude = ops.abs(weights)
+    terms = [_term(magnitude, s, q) for s, q in pair_norms("strength", strength, p)]
+    return 1.0 / (1.0 + sum(terms[1:], terms[0]))
 
 
 def penalty(weights: Any, weight_decay: Any, p: Any) -> Any:
     """Penalty whose majorizer the decay descends on.
 
     Formula: `R(w) = weight_decay / p * sum(|w|**p)`; for `p == 0` its limit up to a
-    constant, `weight_decay * sum(log|w|)`, which is `-inf` once a weight is 0. In the
-    convention of the paper's code, `lambda_p = weight_decay / p`.
+    constant, `weight_decay * sum(log|w|)`, which is `-inf` once a weight is 0. Several
+    norms add up. In the convention of the paper's code, `lambda_p = weight_decay / p`.
 
     Args:
         weights: Float tensor, array or variable of any shape.
-        weight_decay: Float >= 0 or scalar tensor, the strength.
-        p: Float >= 0, the exponent of the norm.
+        weight_decay: Float >= 0 or scalar tensor, the strength; for several norms a list or
+            tuple of them.
+        p: Float >= 0, the exponent of the norm; for several norms a list or tuple of the
+            same length.
 
     Returns:
         Scalar tensor; float64 for float64 weights, otherwise float32.
 
     Raises:
-        ValueError: If `weight_decay` or `p` is negative or not finite.
+        ValueError: If `weight_decay` or `p` is negative or not finite, or they are not
+            equally many.
 
     Example:
     >>> keras_lp.penalty([3.0, -4.0], weight_decay=0.1, p=2)
     1.25
     """
-    if is_number(weight_decay):
-        weight_decay = check_strength("weight_decay", weight_decay)
-    p = check_exponent(p)
     weights = _at_least_float32(weights)
-    weight_decay = _cast(weight_decay, weights.dtype)
-    total = ops.sum(_power_over_p(ops.abs(weights), p))
-    # At p = 0 the sum may be infinite, which no strength of 0 would undo.
-    return ops.where(weight_decay > 0, weight_decay * total, ops.zeros_like(total))
+    total = ops.zeros((), weights.dtype)
+    for strength, exponent in pair_norms("weight_decay", weight_decay, p):
+        strength = _cast(strength, weights.dtype)
+        value = ops.sum(_power_over_p(ops.abs(weights), check_exponent(exponent)))
+        # At p = 0 the sum may be infinite, which no strength of 0 would undo.
+        total += ops.where(strength > 0, strength * value, ops.zeros_like(value))
+    return total
+
+
+def pair_norms(name: str, strengths: Any, exponents: Any) -> tuple[tuple[Any, Any], ...]:
+    """Strength and exponent of each norm, where they are numbers checked.
+
+    Args:
+        name: What the caller's argument `strengths` is called, for the message.
+        strengths: One strength, or a list or tuple of them.
+        exponents: One exponent, or a list or tuple of them.
+
+    Raises:
+        ValueError: If a number is out of its range, or strengths and exponents are not
+            equally many.
+    """
+    one = not (is_several(strengths) or is_several(exponents))
+    lists = ((strengths,), (exponents,)) if one else (strengths, exponents)
+    if not (all(map(is_several, lists)) and len(lists[0]) == len(lists[1]) > 0):
+        raise ValueError(
+            f"Arguments `{name}` and `p` must be one value each, or for several norms lists of "
+            f"the same length, such as `{name}=(0.01, 0.0001), p=(0.8, 2)`. "
+            f"Received: {name}={strengths!r}, p={exponents!r}"
+        )
+    return tuple(
+        (
+            check_strength(name, strength) if is_number(strength) else strength,
+            check_exponent(exponent) if is_number(exponent) else exponent,
+        )
+        for strength, exponent in zip(*lists, strict=True)
+    )
+
+
+def is_several(value: Any) -> bool:
+    """Whether `value` holds one value for each of several norms."""
+    return isinstance(value, (list, tuple))
 
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a plain number, whose range can be checked at once."""
-    return not (ops.is_tensor(value) or isinstance(value, keras.Variable))
+    return not (ops.is_tensor(value) or isinstance(value, (keras.Variable, LearningRateSchedule)))
 
 
 def check_exponent(p: Any) -> float:
@@ -111,6 +150,14 @@ def _check_non_negative(name: str, value: Any, hint: str, largest: float = math.
             f"Argument `{name}` must be a finite number >= 0 ({hint}). Received: {name}={value!r}"
         )
     return number
+
+
+def _term(magnitude: Any, strength: Any, p: Any) -> Any:
+    """What one norm adds to the denominator: 0 where its strength is 0."""
+    strength = _cast(strength, magnitude.dtype)
+    term = _scaled_power(magnitude, strength, p)
+    # 0 * inf is the one NaN that finite inputs can make.
+    return ops.where(strength > 0, term, ops.zeros_like(term))
 
 
 def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:

@@ -13,6 +13,12 @@ settings.register_profile("default", deadline=None, derandomize=True, print_blob
 settings.load_profile("default")
 
 
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("backend"):
+        if keras.backend.backend() not in marker.args:
+            pytest.skip(f"needs the backend {' or '.join(marker.args)}")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(0)

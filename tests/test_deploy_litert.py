@@ -12,9 +12,7 @@ import keras_lp
 from keras_lp import export_tflite
 from keras_lp.deploy import litert
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="needs the TensorFlow backend"
-)
+pytestmark = pytest.mark.backend("tensorflow")
 
 
 @pytest.fixture

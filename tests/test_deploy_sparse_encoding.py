@@ -6,9 +6,7 @@ from keras import layers
 from keras_lp.deploy.litert import _convert
 from keras_lp.deploy.sparse_encoding import encode_zeros
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="needs the TensorFlow backend"
-)
+pytestmark = pytest.mark.backend("tensorflow")
 
 # Layers and the shape of one input.
 KINDS = {

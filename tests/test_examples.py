@@ -3,14 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the examples use the TensorFlow backend"
-)
+pytestmark = pytest.mark.backend("tensorflow")
 
 
 def run(*arguments, cwd):

@@ -12,9 +12,6 @@ from keras_lp import LpAdamW
 PADAM = np.load(Path(__file__).parent / "data" / "padam_trajectories.npz")
 CASES = sorted({key.split("/")[0] for key in PADAM})
 
-needs_tensorflow = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="needs the TensorFlow backend"
-)
 ways_to_run = pytest.mark.parametrize(
     "compiling",
     [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}],
@@ -508,7 +505,7 @@ def test_loading_a_model_does_not_warn_of_zeros_that_its_weights_will_replace(ba
         keras.models.load_model(tmp_path / "model.keras")
 
 
-@needs_tensorflow
+@pytest.mark.backend("tensorflow")
 def test_optimizer_built_inside_a_traced_function_works_and_warns(mlp, batches):
     import tensorflow as tf
 
