@@ -2,7 +2,7 @@
 
 from keras_lp.decay import decay_factor, penalty
 from keras_lp.deploy import ExportResult, export_tflite, strip_pruning
-from keras_lp.optimizers import LpAdamW
+from keras_lp.optimizers import LpAdamW, LpDecay, LpLion, LpMuon, LpSGD
 from keras_lp.sparsity import LayerSparsity, SparsityReport, sparsity_report
 
 __version__ = "0.1.0"
@@ -11,6 +11,10 @@ __all__ = [
     "ExportResult",
     "LayerSparsity",
     "LpAdamW",
+    "LpDecay",
+    "LpLion",
+    "LpMuon",
+    "LpSGD",
     "SparsityReport",
     "decay_factor",
     "export_tflite",

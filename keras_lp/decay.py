@@ -49,10 +49,16 @@ def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
     >>> keras_lp.decay_factor([0.01, 1.0], strength=(0.01, 1.0), p=(1, 2))
     [0.3333333, 0.4975124]
     """
-    weights = _at_least_float32(weights)
-    magnitude = ops.abs(weights)
+    divisor = decay_divisor(weights, strength, p)
+    # Graphs of TensorFlow get a reciprocal here that is not exact at 1.
+    return ops.where(divisor == 1, ops.ones_like(divisor), 1.0 / divisor)
+
+
+def decay_divisor(weights: Any, strength: Any, p: Any) -> Any:
+    """What one decay step divides each weight by, `1 / decay_factor`; inf at a fixed zero."""
+    magnitude = ops.abs(_at_least_float32(weights))
     terms = [_term(magnitude, s, q) for s, q in pair_norms("strength", strength, p)]
-    return 1.0 / (1.0 + sum(terms[1:], terms[0]))
+    return 1.0 + sum(terms[1:], terms[0])
 
 
 def penalty(weights: Any, weight_decay: Any, p: Any) -> Any:

@@ -3,12 +3,14 @@
 A variable is decayed if it is trainable, has at least two dimensions, is no bias or
 scale by name (a rank alone would decay the biases of attention and GRU layers), and no
 `exclude` pattern matches it. Patterns are regular expressions, searched as `re.search`
-does in the variable's path, such as "encoder/dense_1/kernel".
+does in the variable's path, such as "encoder/dense_1/kernel". `overrides` go by the same
+patterns, the first that matches.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 # What layers call the variables that shift or scale a feature instead of mixing features,
@@ -28,21 +30,28 @@ class Selection:
         rules: The exclusions that were in force.
         variables: For each trainable variable its shape and the end of its path, which tell
             the model that the selection was made for.
-        decayed: Positions of the decayed variables.
+        decayed: For each decayed variable its position, and that of its override if any.
     """
 
     rules: tuple[tuple[str, ...], ...]
     variables: tuple[tuple[str, tuple[int, ...]], ...]
-    decayed: tuple[int, ...]
+    decayed: tuple[tuple[int, int | None], ...]
 
     @classmethod
     def of(
-        cls, variables: Sequence[Any], decayed: Sequence[Any], rules: Sequence[Sequence[str]]
+        cls,
+        variables: Sequence[Any],
+        decayed: Sequence[tuple[Any, int | None]],
+        rules: Sequence[Sequence[str]],
     ) -> "Selection":
-        """The selection of `decayed` among `variables`."""
-        ids = {id(variable) for variable in decayed}
-        positions = (index for index, variable in enumerate(variables) if id(variable) in ids)
-        return cls(tuple(map(tuple, rules)), _signature(variables), tuple(positions))
+        """The selection of the `decayed` among `variables`, each with its override."""
+        overrides = {id(variable): override for variable, override in decayed}
+        chosen = (
+            (position, overrides[id(variable)])
+            for position, variable in enumerate(variables)
+            if id(variable) in overrides
+        )
+        return cls(tuple(map(tuple, rules)), _signature(variables), tuple(chosen))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Selection":
@@ -50,8 +59,13 @@ class Selection:
         return cls(
             rules=tuple(map(tuple, values["rules"])),
             variables=tuple((end, tuple(shape)) for end, shape in values["variables"]),
-            decayed=tuple(values["decayed"]),
+            decayed=tuple(map(tuple, values["decayed"])),
         )
+
+    @cached_property
+    def overrides(self) -> dict[int, int | None]:
+        """Position of each decayed variable to that of its override."""
+        return dict(self.decayed)
 
     def to_dict(self) -> dict[str, Any]:
         """The selection as plain values."""
@@ -80,7 +94,9 @@ def is_decayed_by_default(variable: Any) -> bool:
     """
     words = re.findall(r"[^_\W\d]+", variable_path(variable).split("/")[-1].lower())
     named_so = words[-1:] and words[-1] not in _MATRIX and not _BIAS_OR_SCALE.isdisjoint(words)
-    return len(variable.shape) >= 2 and not named_so
+    # Float8 training keeps its scales in trainable variables, whose gradient replaces them.
+    is_replaced = getattr(variable, "overwrite_with_gradient", False)
+    return len(variable.shape) >= 2 and not named_so and not is_replaced
 
 
 def check_patterns(name: str, patterns: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -151,6 +167,25 @@ def decayed_variables(
             f"{list_paths(variables)}"
         )
     return decayed
+
+
+def find_overrides(decayed: Sequence[Any], patterns: Sequence[str]) -> list[int | None]:
+    """Position of the first pattern that matches each decayed variable, or None.
+
+    Raises:
+        ValueError: If a pattern matches none of `decayed`, which are not empty.
+    """
+    for pattern in patterns:
+        if decayed and not any(matches(pattern, variable) for variable in decayed):
+            raise ValueError(
+                "Argument `overrides` has a pattern that matches no decayed variable; mend it "
+                f"or leave it out. Received: overrides={{{pattern!r}: ...}}. Decayed variables: "
+                f"{list_paths(decayed)}"
+            )
+    return [
+        next((i for i, pattern in enumerate(patterns) if matches(pattern, variable)), None)
+        for variable in decayed
+    ]
 
 
 def list_paths(variables: Sequence[Any], limit: int = 20) -> str:

@@ -163,10 +163,7 @@ def decayed_variables(
     """The decayed variables of a model: its optimizer's, or those of the default rule."""
     check_model(model)
     if exclude is None:
-        # A LossScaleOptimizer holds the optimizer that does the work.
-        optimizer = getattr(model, "optimizer", None)
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        decayed = getattr(optimizer, "decayed_variables", None) or []
+        decayed = _decayed_by(getattr(model, "optimizer", None))
         own = {id(variable) for variable in model.weights}
         if decayed and all(id(variable) in own for variable in decayed):
             return decayed
@@ -178,6 +175,14 @@ def decayed_variables(
             f"`trainable = True` on the layers to look at. Received: model={model.name!r}"
         )
     return decayed
+
+
+def _decayed_by(optimizer: Any) -> list[Any]:
+    """What an optimizer decays, or those in it: in a LossScaleOptimizer or a MultiOptimizer."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizers = getattr(optimizer, "optimizers", None) or [optimizer]
+    decayed = [getattr(each, "decayed_variables", None) or [] for each in optimizers]
+    return [variable for variables in decayed for variable in variables]
 
 
 def check_model(model: Any) -> None:

@@ -1,6 +1,8 @@
 """Shared models and helpers of the tests."""
 
+import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -11,6 +13,22 @@ from hypothesis import settings
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--support-table",
+        type=Path,
+        help="write the cells of the docs' table that the tests of this run have filled in",
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    path = config.getoption("support_table")
+    if path:
+        reports = terminalreporter.stats.get("passed", [])
+        cells = [json.loads(v) for r in reports for name, v in r.user_properties if name == "cell"]
+        path.write_text(json.dumps({"backend": keras.backend.backend(), "cells": cells}))
 
 
 def pytest_runtest_setup(item):

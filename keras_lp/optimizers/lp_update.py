@@ -1,41 +1,77 @@
 """The decoupled p-norm decay as an update rule for Keras optimizers.
 
 `LpUpdate` goes before a Keras optimizer class in the bases of a subclass and turns its
-step `w - d` into `(w - d) * decay_factor(w)`. The strength lives in a variable, so that
+step `w - d` into `(w - d) / decay_divisor(w)`. The strength lives in a variable, so that
 it can change during training without a retrace; p is compiled in unless it is a schedule.
 Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:2404.10824.
 """
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_lp import selection
-from keras_lp.decay import check_exponent, check_strength, decay_factor
+from keras_lp.decay import decay_divisor, is_several
+from keras_lp.optimizers.arguments import (
+    DecayArguments,
+    check_setting,
+    deserialize_arguments,
+    each,
+    is_schedule,
+)
 from keras_lp.selection import Selection
 
-REFERENCES = ("previous", "updated")
-
-LP_ARGUMENTS = """weight_decay: Float >= 0, or a `LearningRateSchedule` of the iterations. The
+_ARGUMENTS = """weight_decay: Float >= 0, or a `LearningRateSchedule` of the iterations. The
             strength of the decay, on the same scale as in `keras.optimizers.AdamW`: it is
-            multiplied by the learning rate. Can be set during training. Defaults to
-            `0.004`.
+            multiplied by the learning rate. Can be set during training. For several norms
+            a list or tuple. Defaults to `0.004`.
         p: Float >= 0, or a `LearningRateSchedule` of the iterations. The exponent of the
-            norm. `2` is ordinary weight decay, `1` the lasso, `p < 1` the sparsest.
-            Defaults to `0.8`.
-        reference: `"previous"` or `"updated"`. The weight that the factor is computed
+            norm. `2` is ordinary weight decay, `1` the lasso, `p < 1` the sparsest. For
+            several norms a list or tuple as long as `weight_decay`: `p=(0.8, 2.0)` with
+            `weight_decay=(0.01, 1e-4)` is an elastic net. Defaults to `0.8`.
+        reference: `"previous"` or `"updated"`. The weight that the decay is computed
             from: the one before the gradient step, the paper's rule, under which a zero
             stays zero; or the one after it, under which zeros can come back. Defaults to
             `"previous"`.
         exclude: Regular expression, or a list of them, searched in the paths of the
             variables (`"embedding"`, `"block_1/.*/kernel$"`). Variables that match are
             not decayed. Defaults to `None`: trainable variables of at least two
-            dimensions are decayed unless they are a bias or a scale by name."""
+            dimensions are decayed unless they are a bias or a scale by name.
+        overrides: Dictionary from regular expressions, searched in the paths of the
+            decayed variables, to the `weight_decay`, the `p` or both that hold there
+            instead: `{"embedding": {"weight_decay": 0.001}}`. The first that matches wins.
+            Defaults to `None`."""
+
+_LEARNING_RATE = """learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule`
+            instance, or a callable that takes no arguments and returns the value to use."""
+
+_COMMON_ARGUMENTS = """`clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+            `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`
+            and `name`, as in every Keras optimizer. The moving average is taken of decayed
+            weights and keeps their zeros."""
+
+_RAISES = """ValueError: If `p` or `weight_decay` is negative or not finite or they are not
+            equally many, `reference` is unknown, a pattern is no regular expression, or
+            `overrides` sets anything else; on the first training step, if a pattern matches
+            no variable or no variable is decayed."""
+
+
+def document(cls: type) -> type:
+    """Fills in what the docstrings of all Lp optimizers have in common."""
+    if cls.__doc__ is not None:  # It is None under `python -OO`.
+        for name, text in (
+            ("learning_rate", _LEARNING_RATE),
+            ("lp_arguments", _ARGUMENTS),
+            ("common_arguments", _COMMON_ARGUMENTS),
+            ("raises", _RAISES),
+        ):
+            cls.__doc__ = cls.__doc__.replace(f"{{{{{name}}}}}", text)
+    return cls
 
 
 class LpUpdate(keras.optimizers.Optimizer):
@@ -47,12 +83,16 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     Args:
         *args: Arguments of the Keras optimizer.
-        weight_decay: Float >= 0 or schedule, the strength.
-        p: Float >= 0 or schedule, the exponent of the norm.
+        weight_decay: Float >= 0 or schedule, the strength, or a tuple for several norms.
+        p: Float >= 0 or schedule, the exponent of the norm, or a tuple.
         reference: `"previous"` or `"updated"`.
         exclude: Patterns of variables that are not decayed, or `None`.
+        overrides: Other `weight_decay` and `p` for variables by pattern, or `None`.
         **kwargs: Arguments of the Keras optimizer.
     """
+
+    # Whether code of the Keras optimizer runs, to which its own weight decay is 0.
+    _in_base = True
 
     def __init__(
         self,
@@ -61,63 +101,52 @@ class LpUpdate(keras.optimizers.Optimizer):
         p: Any,
         reference: str,
         exclude: str | Iterable[str] | None,
+        overrides: Mapping[str, Mapping[str, Any]] | None,
         **kwargs: Any,
     ) -> None:
-        if reference not in REFERENCES:
-            raise ValueError(
-                'Argument `reference` must be "previous" (the weight before the gradient step) '
-                f'or "updated" (the weight after it). Received: reference={reference!r}'
-            )
-        exclude = selection.check_patterns("exclude", exclude)
-        p = p if _is_schedule(p) else check_exponent(p)
-        if not _is_schedule(weight_decay):
-            weight_decay = check_strength("weight_decay", weight_decay)
-
+        decay = DecayArguments.of(weight_decay, p, reference, exclude, overrides)
         super().__init__(*args, weight_decay=None, **kwargs)
-        self._p = p
-        self._reference = reference
-        self._exclude = exclude
+        self._start_decay(decay)
+
+    def _start_decay(self, decay: DecayArguments) -> None:
+        """Takes the arguments over, with the strengths in variables, once the base is set up."""
+        self._decay = decay.with_strengths(self._as_variable)
         self._excluded_ids: frozenset[int] = frozenset()
         self._excluded_paths: tuple[str, ...] = ()
         self._excluded_names: tuple[str, ...] = ()
-        self._selection: Selection | None = None
-        self._decayed: frozenset[int] = frozenset()
-        if not _is_schedule(weight_decay):
-            weight_decay = self.add_variable(
-                shape=(),
-                initializer=keras.initializers.Constant(weight_decay),
-                dtype=keras.backend.result_type(keras.config.floatx(), "float32"),
-                aggregation="only_first_replica",
-                name="weight_decay",
-            )
-        self._weight_decay = weight_decay
+        self._selection: Any = None  # A `Selection` once built, or restored to be built.
+        self._in_base = False
 
     @property
     def weight_decay(self) -> Any:
         """Current strength: a scalar variable, or the value of the schedule.
 
-        It can be set to a number; `float(optimizer.weight_decay)` reads one. Under
-        `mixed_float16` Keras wraps the optimizer, and this is
-        `model.optimizer.inner_optimizer.weight_decay`.
+        It can be set to a number; `float(optimizer.weight_decay)` reads one. For several
+        norms it is a tuple, and set to one. Under `mixed_float16` Keras wraps the optimizer,
+        and this is `model.optimizer.inner_optimizer.weight_decay`.
         """
-        return self._current(self._weight_decay)
+        return 0.0 if self._in_base else each(self._now, self._decay.weight_decay)
 
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
-        if not hasattr(self, "_weight_decay"):
+        if self._in_base:
             return  # The constructor of the Keras optimizer, whose own decay stays off.
-        if _is_schedule(self._weight_decay):
+        old = self._decay.weight_decay
+        if any(map(is_schedule, old if is_several(old) else [old])):
             raise TypeError(
                 "This optimizer was created with a schedule as `weight_decay`, hence its weight "
                 "decay is not settable. To set it during training, create the optimizer with a "
                 f"float. Received: weight_decay={value!r}"
             )
-        self._weight_decay.assign(check_strength("weight_decay", value))
+        value = check_setting("weight_decay", value)
+        replace(self._decay, weight_decay=value).paired()
+        for variable, number in zip(*map(_as_tuple, (old, value)), strict=True):
+            variable.assign(number)
 
     @property
     def p(self) -> Any:
-        """Current exponent of the norm: a float, or the schedule's value."""
-        return self._current(self._p)
+        """Current exponent of the norm: a float, or the schedule's value; a tuple of several."""
+        return each(self._now, self._decay.p)
 
     @p.setter
     def p(self, value: Any) -> None:
@@ -128,22 +157,32 @@ class LpUpdate(keras.optimizers.Optimizer):
                 "`p=` a `keras.optimizers.schedules.LearningRateSchedule`. "
                 f"Received: p={value!r}"
             )
-        self._p = value if _is_schedule(value) else check_exponent(value)
+        self._decay = replace(self._decay, p=check_setting("p", value)).paired()
 
     @property
     def reference(self) -> str:
         """The weight that the factor is computed from, `"previous"` or `"updated"`."""
-        return self._reference
+        return self._decay.reference
 
     @property
     def exclude(self) -> tuple[str, ...]:
         """The `exclude` patterns that the optimizer was created with."""
-        return self._exclude
+        return self._decay.exclude
+
+    @property
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """What each pattern overrides, at its current value; strengths are variables."""
+        return {
+            pattern: {name: each(self._now, value) for name, value in given.items()}
+            for pattern, given in self._decay.overrides
+        }
 
     @property
     def decayed_variables(self) -> list[Any]:
         """The model's variables that the decay acts on; empty before `build`."""
-        return [self._trainable_variables[index] for index in sorted(self._decayed)]
+        if not self.built:
+            return []
+        return [self._trainable_variables[position] for position in self._selection.overrides]
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -185,64 +224,57 @@ class LpUpdate(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        rules = (self._exclude, self._excluded_paths, self._excluded_names)
+        patterns = [pattern for pattern, _ in self._decay.overrides]
+        rules = (self.exclude, self._excluded_paths, self._excluded_names, patterns)
         restored = self._selection
-        if restored is not None and restored.fits(variables, rules):
-            chosen = restored
-        else:
+        if restored is None or not restored.fits(variables, rules):
             left_out = [v for v in variables if self._is_excluded_as_in_keras(v)]
-            decayed = selection.decayed_variables(variables, self._exclude, left_out)
-            chosen = Selection.of(variables, decayed, rules)
-        self._selection = chosen
-        self._decayed = frozenset(chosen.decayed)
+            decayed = selection.decayed_variables(variables, self.exclude, left_out)
+            overrides = selection.find_overrides(decayed, patterns)
+            pairs = list(zip(decayed, overrides, strict=True))
+            self._selection = Selection.of(variables, pairs, rules)
         super().build(variables)
-        if chosen is not restored:  # Else the values are still to be loaded.
+        if self._selection is not restored:  # Else the values are still to be loaded.
             self._warn_of_zeros_that_stay()
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One step of the Keras optimizer, followed by the decay."""
         # Keras documents `_get_variable_index` for subclasses, in its `Optimizer` docstring.
         index = self._get_variable_index(variable)
-        if index not in self._decayed:
-            super().update_step(gradient, variable, learning_rate)
-        elif self._reference == "previous":
+        is_decayed = index in self._selection.overrides
+        if is_decayed and self.reference == "previous":
             # Before the step: eager TensorFlow changes the variable in place.
-            factor = self._factor(variable, learning_rate)
+            divisor = self._divisor(index, variable, learning_rate)
+        with self._base():
             super().update_step(gradient, variable, learning_rate)
-            self.assign(variable, ops.multiply(variable, factor))
-            self._keep_zeros_in_average(index, variable)
-        else:
-            super().update_step(gradient, variable, learning_rate)
-            factor = self._factor(variable, learning_rate)
-            self.assign(variable, ops.multiply(variable, factor))
+        if is_decayed and self.reference == "updated":
+            divisor = self._divisor(index, variable, learning_rate)
+        if is_decayed:
+            self.assign(variable, ops.divide(variable, divisor))
+            self._decay_state(index, divisor)
 
     def get_config(self) -> dict[str, Any]:
         """Config of the Keras optimizer, the arguments of the decay and the exclusions."""
-        config = super().get_config()
-        config.update(
-            weight_decay=_serialize(self._weight_decay),
-            p=_serialize(self._p),
-            reference=self._reference,
-            exclude=list(self._exclude),
-            exclude_from_weight_decay={
+        with self._base():
+            config = super().get_config()
+        return {**config, **self._decay_config()}
+
+    def _decay_config(self) -> dict[str, Any]:
+        return {
+            **self._decay.get_config(),
+            "exclude_from_weight_decay": {
                 "paths": list(self._excluded_paths),
                 "names": list(self._excluded_names),
             },
-            selection=None if self._selection is None else self._selection.to_dict(),
-        )
-        return config
+            "selection": None if self._selection is None else self._selection.to_dict(),
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Creates the optimizer that `get_config` described."""
-        config = dict(config)
+        config = deserialize_arguments(config, custom_objects)
         excluded = config.pop("exclude_from_weight_decay", None) or {}
         selected = config.pop("selection", None)
-        for name in ("weight_decay", "p"):
-            if isinstance(config.get(name), dict):
-                config[name] = keras.saving.deserialize_keras_object(
-                    config[name], custom_objects=custom_objects
-                )
         optimizer = super().from_config(config, custom_objects=custom_objects)
         optimizer._excluded_paths = tuple(excluded.get("paths", ()))
         optimizer._excluded_names = tuple(excluded.get("names", ()))
@@ -256,10 +288,40 @@ class LpUpdate(keras.optimizers.Optimizer):
         `weight_decay`. Without it the weights would not be those of Adam at weight decay 0.
         """
 
-    def _current(self, value: Any) -> Any:
+    def _decay_state(self, index: int, divisor: Any) -> None:
+        """Applies the decay to what the Keras optimizer remembers of a variable."""
+        if self.use_ema and self.reference == "previous":
+            # A weight divided by infinity is 0 for good. Its average would only ever come
+            # close, and Keras puts the averages, which have no public name, into the model.
+            average = self._model_variables_moving_average[index]
+            kept = ops.cast(ops.isfinite(divisor), average.dtype)
+            self.assign(average, ops.multiply(average, kept))
+
+    @contextlib.contextmanager
+    def _base(self) -> Iterator[None]:
+        """While code of the Keras optimizer runs: its own weight decay reads as 0."""
+        self._in_base = True
+        try:
+            yield
+        finally:
+            self._in_base = False
+
+    def _as_variable(self, strength: Any) -> Any:
+        """A scalar variable for a strength, so that it can change; schedules as they are."""
+        if is_schedule(strength):
+            return strength
+        return self.add_variable(
+            shape=(),
+            initializer=keras.initializers.Constant(strength),
+            dtype=keras.backend.result_type(keras.config.floatx(), "float32"),
+            aggregation="only_first_replica",
+            name="weight_decay",
+        )
+
+    def _now(self, value: Any) -> Any:
         # The count that Keras gives its learning-rate schedules; the public `iterations`
         # is another one while gradients are accumulated.
-        return value(self._iterations) if _is_schedule(value) else value
+        return value(self._iterations) if is_schedule(value) else value
 
     def _is_excluded_as_in_keras(self, variable: Any) -> bool:
         """Whether `exclude_from_weight_decay` excluded the variable."""
@@ -269,31 +331,21 @@ class LpUpdate(keras.optimizers.Optimizer):
             by_list = selection.variable_path(variable) in self._excluded_paths
         return by_list or any(selection.matches(name, variable) for name in self._excluded_names)
 
-    def _keep_zeros_in_average(self, index: int, variable: Any) -> None:
-        """Zeroes the moving average where the weight is zero, and will stay so.
-
-        The average would only ever come close to zero, and Keras puts it into the model at
-        the end of training.
-        """
-        if self.use_ema:
-            # Keras gives the averages no public name.
-            average = self._model_variables_moving_average[index]
-            kept = ops.cast(ops.not_equal(variable, 0), average.dtype)
-            self.assign(average, ops.multiply(average, kept))
-
-    def _factor(self, variable: Any, learning_rate: Any) -> Any:
-        strength = ops.multiply(learning_rate, self.weight_decay)
-        return decay_factor(variable, strength, self.p)
+    def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
+        weight_decay, p = self._decay.norms(self._selection.overrides[index])
+        strength = each(lambda one: ops.multiply(learning_rate, self._now(one)), weight_decay)
+        return decay_divisor(variable, strength, each(self._now, p))
 
     def _warn_of_zeros_that_stay(self) -> None:
         """Warns once of variables that this rule can never move away from zero."""
+        if self.reference == "updated":
+            return
         with _outside_graph():
-            if self._reference == "updated" or self.p >= 2 or self.weight_decay == 0:
-                return
             stuck = [
-                variable
-                for variable in self.decayed_variables
-                if not ops.any(ops.not_equal(variable, 0))
+                self._trainable_variables[position]
+                for position, override in self._selection.overrides.items()
+                if self._keeps_zeros(override)
+                and not ops.any(ops.not_equal(self._trainable_variables[position], 0))
             ]
         if stuck:
             warnings.warn(
@@ -305,19 +357,14 @@ class LpUpdate(keras.optimizers.Optimizer):
                 stacklevel=3,
             )
 
+    def _keeps_zeros(self, override: int | None) -> bool:
+        """Whether a zero that this override decays now stays zero."""
+        norms = zip(*map(_as_tuple, self._decay.norms(override)), strict=True)
+        return any(self._now(strength) > 0 and self._now(p) < 2 for strength, p in norms)
 
-def _is_schedule(value: Any) -> bool:
-    return isinstance(value, LearningRateSchedule)
 
-
-def _serialize(value: Any) -> Any:
-    """Config of a schedule, or a float."""
-    if _is_schedule(value):
-        return keras.saving.serialize_keras_object(value)
-    if isinstance(value, keras.Variable):
-        # The shortest decimal of its own precision: 0.004, not 0.004000000189989805.
-        return float(str(value.numpy()))
-    return value
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if is_several(value) else (value,)
 
 
 def _outside_graph() -> contextlib.AbstractContextManager:
