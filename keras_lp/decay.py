@@ -37,7 +37,8 @@ def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
             or tuple of the same length.
 
     Returns:
-        Tensor of the shape of `weights`; float64 for float64 weights, otherwise float32.
+        Tensor of the shape of `weights`; float64 for float64 weights where Keras computes
+        in float64, on TensorFlow, otherwise float32.
 
     Raises:
         ValueError: If `strength` or `p` is a number that is negative or not finite, or they
@@ -76,7 +77,8 @@ def penalty(weights: Any, weight_decay: Any, p: Any) -> Any:
             same length.
 
     Returns:
-        Scalar tensor; float64 for float64 weights, otherwise float32.
+        Scalar tensor; float64 for float64 weights where Keras computes in float64, on
+        TensorFlow, otherwise float32.
 
     Raises:
         ValueError: If `weight_decay` or `p` is negative or not finite, or they are not
@@ -200,8 +202,8 @@ def _power_over_p(magnitude: Any, p: float) -> Any:
         return magnitude * ops.sqrt(magnitude) / p
     if p == 2:
         return ops.square(magnitude) / p
-    p = min(p, _LARGEST)
-    power = ops.exp(p * ops.log(magnitude)) / p
+    # One exponential, since XLA divides by multiplying with a reciprocal that may be 0.
+    power = ops.exp(min(p, _LARGEST) * ops.log(magnitude) - math.log(p))
     # A p that is 0 in float32 makes 0 * -inf above.
     return ops.where(magnitude == 0, ops.zeros_like(power), power)
 

@@ -14,6 +14,9 @@ FLOATS = {
     "float16": np.float16,
 }
 CHEAP = (0, 0.5, 1, 1.5, 2)
+# On JAX and torch, Keras promotes float64 and float32 to float32.
+IN_FLOAT64 = pytest.param("float64", marks=pytest.mark.backend("tensorflow"))
+every_float = pytest.mark.parametrize("dtype", [IN_FLOAT64, "float32", "bfloat16", "float16"])
 
 
 def tiny(dtype):
@@ -34,6 +37,19 @@ def reference_factor(weights, strength, p):
 
 def factor(weights, strength, p):
     return keras.ops.convert_to_numpy(decay_factor(weights, strength, p))
+
+
+def compiled(function):
+    """The function of numbers and an array as a graph, where the backend has graphs."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function, static_argnums=(1, 2))
+    return function
 
 
 @st.composite
@@ -57,7 +73,7 @@ strengths = st.one_of(
 )
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @given(data=st.data(), strength=strengths, p=exponents)
 def test_factor_equals_the_float64_formula_over_the_whole_range(dtype, data, strength, p):
     array = data.draw(weights(dtype))
@@ -70,7 +86,7 @@ def test_factor_equals_the_float64_formula_over_the_whole_range(dtype, data, str
     np.testing.assert_allclose(result, reference_factor(array, strength, p), 0, tolerance)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @given(data=st.data(), strength=strengths, p=exponents)
 def test_factor_lies_in_0_to_1_and_is_never_nan(dtype, data, strength, p):
     result = factor(data.draw(weights(dtype)), strength, p)
@@ -78,7 +94,7 @@ def test_factor_lies_in_0_to_1_and_is_never_nan(dtype, data, strength, p):
     assert (result <= 1).all()
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @given(data=st.data(), strength=strengths, p=exponents)
 def test_factor_rises_with_magnitude_for_p_below_2_and_falls_above(dtype, data, strength, p):
     array = data.draw(weights(dtype))
@@ -91,7 +107,7 @@ def test_factor_rises_with_magnitude_for_p_below_2_and_falls_above(dtype, data, 
         assert (steps <= slack).all()
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @given(data=st.data(), strength=strengths, p=exponents)
 def test_factor_of_a_subnormal_weight_lies_between_those_of_its_neighbours(
     dtype, data, strength, p
@@ -103,21 +119,23 @@ def test_factor_of_a_subnormal_weight_lies_between_those_of_its_neighbours(
     assert min(result[0], result[2]) - slack <= result[1] <= max(result[0], result[2]) + slack
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @pytest.mark.parametrize("p", [0, 0.3, 0.5, 1, 1.5, 1.7, 2, 2.5, 4])
 def test_factor_at_zero_and_at_strength_zero_is_exact(dtype, p):
     array = np.array([0.0, -0.0, 1e-3, -7.0], FLOATS[dtype])
-    np.testing.assert_array_equal(factor(array, 0.0, p), np.ones(4))
     at_zero = 0.0 if p < 2 else 1.0 if p > 2 else 0.5
-    np.testing.assert_array_equal(factor(array, 1.0, p)[:2], [at_zero, at_zero])
+    for function in (decay_factor, compiled(decay_factor)):
+        result = [keras.ops.convert_to_numpy(function(array, s, p)) for s in (0.0, 1.0)]
+        np.testing.assert_array_equal(result[0], np.ones(4))
+        np.testing.assert_array_equal(result[1][:2], [at_zero, at_zero])
 
 
-def test_factor_has_the_shape_of_the_weights_and_at_least_float32():
-    for dtype, kind in FLOATS.items():
-        for p in (0.8, 1, 2):
-            result = factor(np.ones((2, 3), kind), 0.1, p)
-            assert result.shape == (2, 3)
-            assert result.dtype == (np.float64 if dtype == "float64" else np.float32)
+@every_float
+@pytest.mark.parametrize("p", [0.8, 1, 2])
+def test_factor_has_the_shape_of_the_weights_and_at_least_float32(dtype, p):
+    result = factor(np.ones((2, 3), FLOATS[dtype]), 0.1, p)
+    assert result.shape == (2, 3)
+    assert result.dtype == (np.float64 if dtype == "float64" else np.float32)
 
 
 def test_factor_takes_python_numbers_tensors_and_variables_alike():
@@ -173,7 +191,7 @@ def test_factor_uses_no_power_and_only_one_log_and_one_exp(monkeypatch):
 
 
 @pytest.mark.parametrize("p", [0.3, 0.5, 0.8, 1, 1.5, 2, 3.3])
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 def test_penalty_equals_the_float64_sum(dtype, p):
     array = np.array([[0.0, -0.25], [0.5, 3.0]], FLOATS[dtype])
     result = penalty(array, 0.1, p)
@@ -191,6 +209,7 @@ def test_penalty_at_p_0_is_the_sum_of_logarithms():
     assert float(penalty(np.array([0.0, 1.0], np.float32), 0.0, 0)) == 0.0
 
 
+@pytest.mark.backend("tensorflow")  # in float64
 @pytest.mark.parametrize("p", [0, 0.5, 0.8, 1, 1.5, 2, 2.5])
 def test_step_of_the_factor_is_the_proximal_step_on_a_majorizer_of_the_penalty(p):
     # At w the majorizer has the value and the slope of the penalty and lies above it elsewhere.
@@ -222,3 +241,39 @@ def test_strength_out_of_range_is_an_error_that_names_it(strength):
         decay_factor(np.ones(3), strength, 0.8)
     with pytest.raises(ValueError, match=r"`weight_decay` must be .*Received: weight_decay="):
         penalty(np.ones(3), strength, 0.8)
+
+
+def test_factor_of_several_norms_has_the_sum_of_their_terms_in_the_denominator():
+    array = np.array([0.0, 1e-3, 0.5, -2.0], np.float32)
+    strengths, exponents = (0.01, 0.3, 0.02), (0.8, 2, 3)
+    result = keras.ops.convert_to_numpy(decay_factor(array, strengths, exponents))
+    terms = [
+        1 / np.maximum(reference_factor(array, s, p), 1e-300) - 1
+        for s, p in zip(strengths, exponents, strict=True)
+    ]
+    np.testing.assert_allclose(result, 1 / (1 + np.sum(terms, axis=0)), atol=2e-5)
+    assert result[0] == 0.0
+
+
+def test_norm_of_strength_zero_leaves_the_other_bitwise_alone():
+    array = np.array([0.0, 1e-3, 0.5, -2.0], np.float32)
+    for p in (0, 0.8, 1, 2, 3):
+        both = keras.ops.convert_to_numpy(decay_factor(array, [0.0, 0.2], [p, 1.5]))
+        np.testing.assert_array_equal(both, factor(array, 0.2, 1.5))
+
+
+def test_penalty_of_several_norms_is_their_sum():
+    array = np.array([0.25, -0.5, 3.0], np.float32)
+    result = float(penalty(array, (0.1, 0.01), (1, 2)))
+    assert result == pytest.approx(float(penalty(array, 0.1, 1)) + float(penalty(array, 0.01, 2)))
+    assert float(penalty(np.array([0.0, 1.0], np.float32), [0.0, 1.0], [0, 1])) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("strength", "p"), [((0.1,), 1), (0.1, (1, 2)), ((0.1, 0.2), (1, 2, 3)), ((), ())]
+)
+def test_norms_that_are_not_equally_many_are_an_error_that_shows_both(strength, p):
+    with pytest.raises(ValueError, match=r"`strength` and `p` .*same length.*strength=.*, p="):
+        decay_factor(np.ones(3), strength, p)
+    with pytest.raises(ValueError, match=r"`weight_decay` and `p` .*weight_decay=.*, p="):
+        penalty(np.ones(3), strength, p)

@@ -158,6 +158,7 @@ def test_half_precision_models_keep_their_dtype(sparsify):
     assert keras_lp.sparsity_report(stripped).zeros > 0
 
 
+@pytest.mark.backend("tensorflow")  # Keras looks up strings by TensorFlow alone.
 def test_vocabulary_of_a_text_model_survives():
     lookup = keras.layers.StringLookup()
     lookup.adapt(["a", "b", "a", "c"])
