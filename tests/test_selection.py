@@ -57,6 +57,12 @@ def test_default_rule_goes_by_the_words_of_the_name(name, decayed):
     assert selection.is_decayed_by_default(variable) is decayed
 
 
+def test_variables_that_their_gradient_replaces_are_not_decayed():
+    variable = keras.Variable(keras.ops.ones((2, 3)), name="kernel")
+    variable.overwrite_with_gradient = True
+    assert not selection.is_decayed_by_default(variable)
+
+
 def test_vectors_are_not_decayed_whatever_their_name():
     assert not selection.is_decayed_by_default(keras.Variable([1.0, 2.0], name="kernel"))
 
@@ -96,3 +102,12 @@ def test_patterns_may_be_none_one_or_many():
     assert selection.check_patterns("exclude", "a|b") == ("a|b",)
     assert selection.check_patterns("exclude", ["a", "b"]) == ("a", "b")
     assert selection.check_patterns("exclude", (p for p in "ab")) == ("a", "b")
+
+
+def test_first_override_that_matches_wins(mlp):
+    decayed = selection.decayed_variables(mlp().trainable_variables)
+    assert selection.find_overrides(decayed, ["logits", "kernel", "hidden"]) == [1, 0]
+    assert selection.find_overrides(decayed, ["logits"]) == [None, 0]
+    assert selection.find_overrides([], ["logits"]) == []
+    with pytest.raises(ValueError, match=r"overrides=\{'embed': \.\.\.\}.*mlp/hidden/kernel"):
+        selection.find_overrides(decayed, ["hidden", "embed"])
