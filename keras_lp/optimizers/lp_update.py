@@ -253,6 +253,14 @@ class LpUpdate(keras.optimizers.Optimizer):
             self.assign(variable, ops.divide(variable, divisor))
             self._decay_state(index, divisor)
 
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Puts the moving averages into the variables at the end of training, if there are any."""
+        super().finalize_variable_values(var_list)
+        if self.use_ema and keras.backend.backend() == "jax":
+            # Weight and average now share a buffer, which a second `fit` would donate twice.
+            for variable in var_list:
+                variable.assign(ops.copy(variable))
+
     def get_config(self) -> dict[str, Any]:
         """Config of the Keras optimizer, the arguments of the decay and the exclusions."""
         with self._base():
