@@ -492,6 +492,23 @@ def test_moving_average_is_that_of_the_decayed_weights():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), average, atol=1e-6)
 
 
+@pytest.mark.parametrize("arguments", [{"weight_decay": 0.0}, {"p": 2.0}])
+def test_moving_average_of_a_weight_that_can_leave_zero_is_that_of_keras(arguments):
+    averages = []
+    for optimizer in (
+        LpAdamW(0.1, use_ema=True, **{"weight_decay": 1e-9, **arguments}),
+        keras.optimizers.Adam(0.1, use_ema=True),
+    ):
+        variable = keras.Variable(np.full((2, 2), 0.1, "float32"), name="kernel")
+        apply(optimizer, [variable], [np.ones((2, 2), "float32")])
+        variable.assign(np.zeros((2, 2)))  # as pruning by hand would
+        apply(optimizer, [variable], [np.zeros((2, 2), "float32")])
+        optimizer.finalize_variable_values([variable])
+        averages.append(keras.ops.convert_to_numpy(variable))
+    assert averages[1].all()
+    np.testing.assert_allclose(*averages, rtol=1e-6)
+
+
 def test_keras_own_decay_is_not_applied_on_top():
     variable = keras.Variable(np.full((2, 2), 3.0), name="kernel")
     optimizer = LpAdamW(0.1, 0.5, p=0.0)

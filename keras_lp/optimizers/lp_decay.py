@@ -101,8 +101,8 @@ class LpDecay(LpUpdate):
         )
         return super().from_config({**config, "optimizer": optimizer}, custom_objects)
 
-    def _decay_state(self, index: int, divisor: Any) -> None:
-        super()._decay_state(index, divisor)
+    def _decay_state(self, index: int, variable: Any, divisor: Any) -> None:
+        super()._decay_state(index, variable, divisor)
         if isinstance(self, keras.optimizers.Ftrl):
             # The weight is `(clip(linear) - linear) / quadratic`, computed anew each step.
             linear, limit = self._linears[index], self.l1_regularization_strength

@@ -7,6 +7,7 @@ Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:240
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -251,7 +252,7 @@ class LpUpdate(keras.optimizers.Optimizer):
             divisor = self._divisor(index, variable, learning_rate)
         if is_decayed:
             self.assign(variable, ops.divide(variable, divisor))
-            self._decay_state(index, divisor)
+            self._decay_state(index, variable, divisor)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Puts the moving averages into the variables at the end of training, if there are any."""
@@ -296,14 +297,15 @@ class LpUpdate(keras.optimizers.Optimizer):
         `weight_decay`. Without it the weights would not be those of Adam at weight decay 0.
         """
 
-    def _decay_state(self, index: int, divisor: Any) -> None:
+    def _decay_state(self, index: int, variable: Any, divisor: Any) -> None:
         """Applies the decay to what the Keras optimizer remembers of a variable."""
         if self.use_ema and self.reference == "previous":
-            # A weight divided by infinity is 0 for good. Its average would only ever come
-            # close, and Keras puts the averages, which have no public name, into the model.
+            # The average of a weight that is 0 for good would only ever come close to 0, and
+            # Keras puts the averages, which have no public name, into the model.
             average = self._model_variables_moving_average[index]
-            kept = ops.cast(ops.isfinite(divisor), average.dtype)
-            self.assign(average, ops.multiply(average, kept))
+            may_grow = ops.logical_not(self._keeps_zeros(self._selection.overrides[index]))
+            kept = ops.logical_or(ops.not_equal(variable, 0), may_grow)
+            self.assign(average, ops.multiply(average, ops.cast(kept, average.dtype)))
 
     @contextlib.contextmanager
     def _base(self) -> Iterator[None]:
@@ -365,10 +367,16 @@ class LpUpdate(keras.optimizers.Optimizer):
                 stacklevel=3,
             )
 
-    def _keeps_zeros(self, override: int | None) -> bool:
-        """Whether a zero that this override decays now stays zero."""
+    def _keeps_zeros(self, override: int | None) -> Any:
+        """Whether a zero that this override decays now stays zero, as a scalar tensor."""
         norms = zip(*map(_as_tuple, self._decay.norms(override)), strict=True)
-        return any(self._now(strength) > 0 and self._now(p) < 2 for strength, p in norms)
+        return functools.reduce(
+            ops.logical_or,
+            (
+                ops.logical_and(ops.greater(self._now(strength), 0), ops.less(self._now(p), 2))
+                for strength, p in norms
+            ),
+        )
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
