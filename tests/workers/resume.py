@@ -62,7 +62,7 @@ def schedules(model):
         CosineDecay(2e-2, steps, alpha=0.1),
         PolynomialDecay(0.1, steps, 3.0),
         p=PolynomialDecay(2.0, steps, 0.3),
-        overrides={"middle": {"weight_decay": PolynomialDecay(3.0, steps, 0.5), "p": 1.0}},
+        overrides={"middle": {"weight_decay": PolynomialDecay(3.0, steps, 0.5), "p": 0.5}},
     )
 
 
