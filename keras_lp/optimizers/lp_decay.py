@@ -145,9 +145,10 @@ def _check_optimizer(optimizer: Any) -> None:
             "Argument `optimizer` has the decay for any p-norm already. For several norms pass "
             f"it lists, such as `p=(0.8, 2), weight_decay=(0.01, 0.0001)`. {received}"
         )
-    for kind, remedy in _REFUSED.items():
-        if isinstance(optimizer, kind):
-            raise ValueError(f"Argument `optimizer` is a `{kind.__name__}`. {remedy} {received}")
+    for name, remedy in _REFUSED.items():
+        # The oldest Keras lacks some of them.
+        if isinstance(optimizer, getattr(keras.optimizers, name, ())):
+            raise ValueError(f"Argument `optimizer` is a `{name}`. {remedy} {received}")
     if _public_class(type(optimizer)).update_step is keras.optimizers.Optimizer.update_step:
         raise ValueError(
             "Argument `optimizer` does not implement `update_step`, in which the decay takes "
@@ -163,13 +164,9 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 _REFUSED = {
-    keras.optimizers.LossScaleOptimizer: (
-        "Scale the loss outside: `LossScaleOptimizer(LpDecay(optimizer))`."
-    ),
-    keras.optimizers.MultiOptimizer: (
-        "Give the decay to the optimizers in it, each for its own variables."
-    ),
-    keras.optimizers.ScheduleFreeAdamW: (
+    "LossScaleOptimizer": ("Scale the loss outside: `LossScaleOptimizer(LpDecay(optimizer))`."),
+    "MultiOptimizer": ("Give the decay to the optimizers in it, each for its own variables."),
+    "ScheduleFreeAdamW": (
         "The weights it trains are an average of two sequences, in which no zero can last. Use "
         "`LpAdamW` with a constant learning rate and `use_ema=True`, whose average keeps zeros."
     ),
