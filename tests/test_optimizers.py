@@ -604,6 +604,7 @@ def test_optimizer_built_inside_a_traced_function_works_and_warns(mlp, batches):
         ({"p": float("nan")}, r"`p` must be .*Received: p=nan"),
         ({"p": float("inf")}, r"`p` must be .*Received: p=inf"),
         ({"p": "0.8"}, r"`p` must be .*Received: p='0.8'"),
+        ({"p": lambda: 0.8}, r"`p` must be a number .*LearningRateSchedule.*Received: p=<function"),
         ({"weight_decay": -0.1}, r"`weight_decay` must be .*Received: weight_decay=-0.1"),
         ({"weight_decay": float("nan")}, r"`weight_decay` must be .*Received: weight_decay=nan"),
         ({"weight_decay": 1e39}, r"`weight_decay` must be .*Received: weight_decay=1e\+39"),

@@ -143,7 +143,7 @@ def with_exclusions():
             lambda: WithoutStep(optimizers.SGD()),
             r"`update_step`.*`Wrapper\(LpDecay\(optimizer\)\)`",
         ),
-        (built, r"is built for a model already\. Pass a new one"),
+        (built, r"is built for a model already.*Pass a new optimizer\."),
         (with_exclusions, r"`exclude_from_weight_decay\(\)` was called.*`exclude=`"),
         (lambda: optimizers.SGD(weight_decay=0.1), r"weight_decay=0.1, .*\(0.004, 0.1\)"),
         (lambda: optimizers.AdamW(weight_decay=0.1), r"weight_decay=0.1, which `LpDecay` replaces"),

@@ -124,6 +124,11 @@ def check_setting(name: str, value: Any) -> Any:
     def check(one: Any) -> Any:
         if is_schedule(one):
             return one
+        if callable(one):
+            raise ValueError(
+                f"Argument `{name}` must be a number >= 0 or, to change during training, a "
+                f"`keras.optimizers.schedules.LearningRateSchedule`. Received: {name}={one!r}"
+            )
         return check_exponent(one) if name == "p" else check_strength(name, one)
 
     return each(check, value)

@@ -157,8 +157,8 @@ def _check_optimizer(optimizer: Any) -> None:
         )
     if optimizer.built:
         raise ValueError(
-            "Argument `optimizer` is built for a model already. Pass a new one: "
-            f"`LpDecay(type(optimizer).from_config(optimizer.get_config()), ...)`. {received}"
+            "Argument `optimizer` is built for a model already, whose training it would change. "
+            f"Pass a new optimizer. {received}"
         )
     _check_own_decay(optimizer)
 
