@@ -407,6 +407,32 @@ def test_clone_of_a_model_takes_a_clone_of_the_optimizer(mlp, batches):
     assert clone.optimizer.get_config() == model.optimizer.get_config()
 
 
+def test_nothing_is_decayed_before_the_optimizer_is_built(mlp):
+    optimizer = LpAdamW()
+    assert optimizer.decayed_variables == []
+    optimizer.build(mlp().trainable_variables)
+    again = LpAdamW.from_config(optimizer.get_config())
+    assert again.decayed_variables == []
+
+
+def test_saved_selection_is_not_used_for_variables_of_other_shapes():
+    def variables(prefix, size):
+        made = []
+        for name in ("hidden", "logits"):
+            with keras.name_scope(prefix), keras.name_scope(name):
+                made.append(keras.Variable(np.ones((size, size)), name="kernel"))
+        return made
+
+    optimizer = LpAdamW(exclude="^net/logits")
+    optimizer.build(variables("net", 4))
+    same = variables("other", 4)
+    twin = LpAdamW.from_config(optimizer.get_config())
+    twin.build(same)
+    assert twin.decayed_variables == same[:1]
+    with pytest.raises(ValueError, match=r"'\^net/logits'"):
+        LpAdamW.from_config(optimizer.get_config()).build(variables("other", 5))
+
+
 def test_exclusions_replace_each_other_as_in_keras(mlp):
     model = mlp()
     hidden, logits = (model.get_layer(name).kernel for name in ("hidden", "logits"))
@@ -456,6 +482,13 @@ def test_saved_selection_is_not_used_for_another_model_of_the_same_shapes():
                 made.append(keras.Variable(np.ones((8, 8)), name="kernel"))
         return made
 
+    optimizer = LpAdamW()
+    optimizer.build([*variables("a", "b"), keras.Variable([1.0], name="bias")])
+    others = [keras.Variable([1.0], name="bias"), *variables("a", "b")]
+    twin = LpAdamW.from_config(optimizer.get_config())
+    twin.build(others)
+    assert twin.decayed_variables == others[1:]
+
     for kept, excluded, pattern in [("body", "head", "head"), ("dense_2", "dense_1", "dense_1/")]:
         optimizer = LpAdamW(exclude=pattern)
         optimizer.build(variables(kept, excluded))
@@ -492,21 +525,31 @@ def test_moving_average_is_that_of_the_decayed_weights():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), average, atol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [{"weight_decay": 0.0}, {"p": 2.0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight_decay": 0.0},
+        {"weight_decay": (0.0, 1e-9), "p": (0.8, 2.0)},
+        {"p": 2.0},
+        {"reference": "updated"},
+    ],
+)
 def test_moving_average_of_a_weight_that_can_leave_zero_is_that_of_keras(arguments):
     averages = []
     for optimizer in (
-        LpAdamW(0.1, use_ema=True, **{"weight_decay": 1e-9, **arguments}),
-        keras.optimizers.Adam(0.1, use_ema=True),
+        LpSGD(0.1, use_ema=True, **{"weight_decay": 1e-9, **arguments}),
+        keras.optimizers.SGD(0.1, use_ema=True),
     ):
-        variable = keras.Variable(np.full((2, 2), 0.1, "float32"), name="kernel")
+        variable = keras.Variable(np.full((2, 2), 0.7, "float32"), name="kernel")
         apply(optimizer, [variable], [np.ones((2, 2), "float32")])
         variable.assign(np.zeros((2, 2)))  # as pruning by hand would
         apply(optimizer, [variable], [np.zeros((2, 2), "float32")])
+        assert not keras.ops.convert_to_numpy(variable).any()
+        variable.assign(np.ones((2, 2)))
         optimizer.finalize_variable_values([variable])
         averages.append(keras.ops.convert_to_numpy(variable))
-    assert averages[1].all()
-    np.testing.assert_allclose(*averages, rtol=1e-6)
+    assert np.all((averages[1] != 0) & (averages[1] != 1))
+    np.testing.assert_allclose(*averages, rtol=1e-5)
 
 
 def test_keras_own_decay_is_not_applied_on_top():

@@ -82,6 +82,63 @@ def test_schedules_can_be_mixed_with_numbers_among_several_norms():
         optimizer.weight_decay = (0.1, 0.1)
 
 
+@pytest.mark.parametrize("kind", [keras.optimizers.SGD, LpSGD])
+def test_schedules_count_every_batch_while_gradients_accumulate_as_keras_does(kind):
+    # For the learning rate this is Keras's own rule; the strength follows it.
+    schedule = PiecewiseConstantDecay([2], [0.0, 1.0])
+    arguments = {"weight_decay": schedule, "p": 2.0} if kind is LpSGD else {}
+    rate = LR if kind is LpSGD else schedule
+    optimizer = kind(rate, gradient_accumulation_steps=2, **arguments)
+    (w,) = variables("a")
+    ones = [keras.ops.ones((2, 3))]
+    seen = []
+    for _ in range(4):
+        optimizer.apply(ones if kind is not LpSGD else [keras.ops.zeros((2, 3))], [w])
+        seen.append(float(keras.ops.convert_to_numpy(w)[0, 0]))
+    assert seen[0] == seen[1] == pytest.approx(0.7)  # count 1, in the first half
+    assert seen[3] == pytest.approx(0.7 - 1.0 if kind is not LpSGD else 0.7 / (1 + LR))
+
+
+def test_strengths_are_kept_in_float32_where_keras_computes_in_float16():
+    keras.config.set_floatx("float16")
+    try:
+        optimizer = LpSGD(0.5, 1e-7, p=0.0)
+        (w,) = variables("a", value=1e-4)
+        result = step(optimizer, [w])
+    finally:
+        keras.config.set_floatx("float32")
+    assert float(optimizer.weight_decay) == pytest.approx(1e-7)
+    assert result == pytest.approx([1e-4 / (1 + 0.5 * 1e-7 / 1e-8)], rel=1e-3)
+
+
+@keras.saving.register_keras_serializable(package="tests", name="Registered")
+class Halving(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of a user's."""
+
+    def __call__(self, step):
+        return 0.5 ** keras.ops.cast(step, "float32")
+
+    def get_config(self):
+        return {}
+
+
+class Unregistered(Halving):
+    """Another one, which is loaded by custom objects."""
+
+
+@pytest.mark.parametrize(
+    "make", [LpAdamW, lambda **kwargs: LpDecay(keras.optimizers.SGD(), **kwargs)]
+)
+def test_schedules_of_a_users_class_are_loaded_by_custom_objects(make):
+    optimizer = make(
+        weight_decay=Unregistered(), overrides={"a": {"p": Unregistered(), "weight_decay": 0.1}}
+    )
+    config = keras.saving.serialize_keras_object(optimizer)
+    again = keras.saving.deserialize_keras_object(config, {"Unregistered": Unregistered})
+    assert float(again.weight_decay) == 1.0
+    assert float(again.overrides["a"]["p"]) == 1.0
+
+
 def test_overrides_hold_for_the_variables_that_they_match_and_the_first_one_wins():
     optimizer = LpSGD(
         LR,
@@ -204,6 +261,15 @@ def test_overrides_survive_save_and_load_where_keras_changes_the_paths(mlp, tmp_
         step(each.optimizer, each.trainable_variables)
     for left, right in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_one_norm_with_p_below_2_keeps_zeros_whatever_the_other_does():
+    (w,) = variables("a", value=0.0)
+    optimizer = LpSGD(LR, (0.1, 0.1), p=(2.0, 0.8), use_ema=True)
+    with pytest.warns(UserWarning, match="a/kernel"):
+        optimizer.build([w])
+    optimizer.apply([keras.ops.ones((2, 3))], [w])
+    assert not keras.ops.convert_to_numpy(w).any()
 
 
 def test_zeros_that_an_override_lets_train_are_not_warned_of(mlp, recwarn):

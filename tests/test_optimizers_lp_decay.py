@@ -215,6 +215,27 @@ def test_multi_optimizer_holds_lp_optimizers_each_with_its_own_decay(mlp):
     assert [layer.name for layer in report.layers] == ["hidden", "logits"]
 
 
+@pytest.mark.skipif(not hasattr(optimizers, "MultiOptimizer"), reason="newer than this Keras")
+def test_report_counts_what_the_optimizers_in_a_multi_optimizer_decay(mlp):
+    model = mlp()
+    plain, hidden = optimizers.SGD(0.1), LpSGD(0.1, 0.5, p=1)
+    optimizer = optimizers.MultiOptimizer(optimizers.OptimizerMap(plain, {".*hidden.*": hidden}))
+    model.compile(optimizer, loss="mse")
+    optimizer.build(model.trainable_variables)
+    assert [layer.name for layer in keras_lp.sparsity_report(model).layers] == ["hidden"]
+
+
+def test_optimizer_whose_step_fails_has_its_decay_afterwards():
+    class Fails(Plain):
+        def update_step(self, gradient, variable, learning_rate):
+            raise RuntimeError("no step")
+
+    optimizer = LpDecay(Fails(2.0), 0.5)
+    with pytest.raises(RuntimeError, match="no step"):
+        optimizer.apply([keras.ops.zeros((2, 3))], [kernel()])
+    assert float(optimizer.weight_decay) == 0.5
+
+
 def test_private_names_of_keras_that_this_builds_on_are_there():
     # Fails clearly should Keras rename what `keras_lp.optimizers.lp_decay` builds on.
     optimizer = optimizers.SGD()
