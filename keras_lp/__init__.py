@@ -3,7 +3,14 @@
 from keras_lp.decay import decay_factor, penalty
 from keras_lp.deploy import ExportResult, export_tflite, strip_pruning
 from keras_lp.optimizers import LpAdamW, LpDecay, LpLion, LpMuon, LpSGD
-from keras_lp.sparsity import LayerSparsity, SparsityReport, sparsity_report
+from keras_lp.sparsity import (
+    LayerSparsity,
+    SparsityReport,
+    freeze_zeros,
+    prune,
+    sparsity_report,
+    unfreeze_zeros,
+)
 
 __version__ = "0.1.0"
 
@@ -18,7 +25,10 @@ __all__ = [
     "SparsityReport",
     "decay_factor",
     "export_tflite",
+    "freeze_zeros",
     "penalty",
+    "prune",
     "sparsity_report",
     "strip_pruning",
+    "unfreeze_zeros",
 ]

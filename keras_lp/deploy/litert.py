@@ -22,7 +22,7 @@ from keras_lp.deploy.copying import is_functional, is_subclassed
 from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.optional import require
 from keras_lp.deploy.sparse_encoding import encode_zeros
-from keras_lp.sparsity import check_model
+from keras_lp.sparsity.report import check_model
 
 # Largest error that verification accepts, as a share of the largest output. Broken files
 # are off by about 1; float16 keeps 11 bits of each weight.

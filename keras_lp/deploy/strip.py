@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_lp.deploy.copying import copy_model
-from keras_lp.sparsity import check_threshold, decayed_variables
+from keras_lp.sparsity.report import check_threshold, decayed_variables
 
 
 def strip_pruning(

@@ -138,19 +138,13 @@ def sparsity_report(
     0.971
     """
     check_threshold(threshold)
-    counts: dict[tuple[str, int], list[int]] = {}
-    seen: Counter[str] = Counter()
     decayed = decayed_variables(model, exclude)
-    for variable in decayed:
-        # Whether paths begin with the model's name depends on how it was made.
-        path = selection.variable_path(variable).removeprefix(f"{model.name}/")
-        layer = path.rpartition("/")[0] or model.name
-        # Layers of two inner models may have the same path: a path seen before is another's.
-        count = counts.setdefault((layer, seen[path]), [0, 0])
-        count[0] += _count_zeros(variable, threshold)
-        count[1] += _size(variable)
-        seen[path] += 1
-    layers = tuple(LayerSparsity(name, *count) for (name, _), count in counts.items())
+    layers = tuple(
+        LayerSparsity(
+            name, sum(_count_zeros(v, threshold) for v in variables), sum(map(_size, variables))
+        )
+        for name, variables in by_layer(model, decayed)
+    )
     everything = sum(_size(variable) for variable in model.weights)
     return SparsityReport(
         layers, float(threshold), not_counted=everything - sum(map(_size, decayed))
@@ -175,6 +169,20 @@ def decayed_variables(
             f"`trainable = True` on the layers to look at. Received: model={model.name!r}"
         )
     return decayed
+
+
+def by_layer(model: keras.Model, variables: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+    """The path of each layer with those of its variables that are among `variables`."""
+    layers: dict[tuple[str, int], list[Any]] = {}
+    seen: Counter[str] = Counter()
+    for variable in variables:
+        # Whether paths begin with the model's name depends on how it was made.
+        path = selection.variable_path(variable).removeprefix(f"{model.name}/")
+        name = path.rpartition("/")[0] or model.name
+        # Layers of two inner models may have the same path: a path seen before is another's.
+        layers.setdefault((name, seen[path]), []).append(variable)
+        seen[path] += 1
+    return [(name, members) for (name, _), members in layers.items()]
 
 
 def _decayed_by(optimizer: Any) -> list[Any]:

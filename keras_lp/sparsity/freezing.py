@@ -1,0 +1,86 @@
+"""Keeping the zero pattern: a Keras constraint under which zeros stay zero.
+
+`freeze_zeros` works with any optimizer, since Keras applies constraints after each update.
+The pattern is read from the weights, so that it can be frozen again after loading a model.
+A constraint that a variable has is applied first, and comes back with `unfreeze_zeros`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_lp.sparsity.report import decayed_variables
+
+
+class ZeroPattern(keras.constraints.Constraint):
+    """Sets to zero what was zero when the constraint was made.
+
+    Args:
+        variable: The variable whose zeros are kept.
+        constraint: A constraint to apply before, or `None`.
+    """
+
+    def __init__(self, variable: Any, constraint: Any = None) -> None:
+        self.constraint = constraint
+        nonzero = np.asarray(ops.convert_to_numpy(variable)) != 0
+        # A variable, so that a compiled step refers to it instead of holding a copy.
+        self.nonzero = keras.Variable(nonzero, dtype="bool", trainable=False, name="nonzero")
+
+    def __call__(self, w: Any) -> Any:
+        """The weights, zero where the pattern is."""
+        if self.constraint is not None:
+            w = self.constraint(w)
+        w = ops.convert_to_tensor(w)
+        return ops.where(ops.convert_to_tensor(self.nonzero), w, ops.zeros_like(w))
+
+
+def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = None) -> None:
+    """Keeps every zero of the decayed variables zero in further training, by any optimizer.
+
+    Where the weights are pruned, this is what lets the others be fine-tuned. Constraints are
+    not saved with a model: after loading one call this again. Calling it again freezes the
+    zeros of that moment.
+
+    Args:
+        model: A built Keras 3 model of any kind.
+        exclude: Regular expression, or a list of them, of variables to leave alone, as in
+            `keras_lp.sparsity_report`.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model.
+        ValueError: If the report refuses the model or `exclude`.
+
+    Example:
+    >>> keras_lp.prune(model, sparsity=0.9)
+    >>> keras_lp.freeze_zeros(model)
+    >>> model.fit(x, y, epochs=5)  # 90 % of the weights stay zero.
+    """
+    for variable in decayed_variables(model, exclude):
+        variable.constraint = ZeroPattern(variable, _own_constraint(variable))
+    _compile_anew(model)
+
+
+def unfreeze_zeros(model: keras.Model) -> None:
+    """Lets zeros train again; a variable's own constraint comes back.
+
+    Args:
+        model: A Keras 3 model, frozen or not.
+    """
+    for variable in model.variables:
+        variable.constraint = _own_constraint(variable)
+    _compile_anew(model)
+
+
+def _own_constraint(variable: Any) -> Any:
+    """The constraint of a variable without what `freeze_zeros` has put around it."""
+    constraint = variable.constraint
+    return constraint.constraint if isinstance(constraint, ZeroPattern) else constraint
+
+
+def _compile_anew(model: keras.Model) -> None:
+    """Makes a compiled training step take notice of changed constraints."""
+    if model.compiled and getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)

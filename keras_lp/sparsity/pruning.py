@@ -1,0 +1,129 @@
+"""One-shot pruning: the weights of least magnitude become zero.
+
+`prune` reaches a sparsity to one weight, or applies a threshold, over the whole model or
+layer by layer. Equal magnitudes are told apart by their place, so that the same weights
+give the same zeros everywhere.
+"""
+
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lp.selection import list_paths
+from keras_lp.sparsity.report import (
+    SparsityReport,
+    by_layer,
+    check_threshold,
+    decayed_variables,
+    sparsity_report,
+)
+
+SCOPES = ("global", "layer")
+
+
+def prune(
+    model: keras.Model,
+    sparsity: float | None = None,
+    threshold: float | None = None,
+    scope: str = "global",
+    *,
+    exclude: str | Iterable[str] | None = None,
+) -> SparsityReport:
+    """Sets the weights of least magnitude to zero, in place.
+
+    Formula: with `sparsity`, the `round(sparsity * size)` entries of least `|w|` become 0,
+    where `size` counts the entries of the decayed variables; with `threshold`, those with
+    `|w| <= threshold`. Among equal magnitudes the earlier variable, and in it the earlier
+    entry in row-major order, goes first. Zeros that are there count, and stay.
+
+    Args:
+        model: A built Keras 3 model of any kind. Its decayed variables are those that
+            `keras_lp.sparsity_report` counts.
+        sparsity: Float in [0, 1], the share of zeros to reach; to one weight.
+        threshold: Float >= 0, the magnitude at or below which an entry becomes zero. Give
+            either `sparsity` or `threshold`.
+        scope: `"global"`, one ranking over the whole model, or `"layer"`, each layer to the
+            same sparsity.
+        exclude: Regular expression, or a list of them, of variables to leave alone, as in
+            `keras_lp.sparsity_report`.
+
+    Returns:
+        The `SparsityReport` of the pruned model.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model.
+        ValueError: If not exactly one of `sparsity` and `threshold` is given or one is out of
+            its range, `scope` is unknown, a weight is not finite, or the report refuses the
+            model or `exclude`.
+
+    Example:
+    >>> keras_lp.prune(model, sparsity=0.9).sparsity
+    0.9
+    """
+    if (sparsity is None) == (threshold is None):
+        raise ValueError(
+            "Give one of the arguments `sparsity` (the share of zeros to reach) and `threshold` "
+            "(the magnitude up to which weights become zero). "
+            f"Received: sparsity={sparsity!r}, threshold={threshold!r}"
+        )
+    if scope not in SCOPES:
+        raise ValueError(
+            'Argument `scope` must be "global" (one ranking over the whole model) or "layer" '
+            f"(each layer to the same sparsity). Received: scope={scope!r}"
+        )
+    if threshold is not None:
+        check_threshold(threshold)
+    else:
+        check_sparsity("sparsity", sparsity)
+    decayed = decayed_variables(model, exclude)
+    groups = [members for _, members in by_layer(model, decayed)] if scope == "layer" else [decayed]
+    pruned: list[tuple[Any, np.ndarray]] = []
+    for variables in groups:
+        arrays = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
+        _check_finite(variables, arrays)
+        if threshold is not None:
+            masks = [np.abs(array) > threshold for array in arrays]
+        else:
+            masks = _largest(arrays, sparsity)
+        pruned += zip(variables, [a * m for a, m in zip(arrays, masks, strict=True)], strict=True)
+    for variable, array in pruned:  # Nothing is changed before all can be.
+        variable.assign(array)
+    return sparsity_report(model, exclude=exclude)
+
+
+def _check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+    broken = [v for v, a in zip(variables, arrays, strict=True) if not np.isfinite(a).all()]
+    if broken:
+        raise ValueError(
+            "Argument `model` has weights that are not finite, which have no magnitude to rank "
+            f"by; train it anew. Received: model with NaN or infinity in {list_paths(broken)}"
+        )
+
+
+def check_sparsity(name: str, value: Any) -> float:
+    """Returns a share as a float; raises ValueError unless it lies in [0, 1]."""
+    if not (isinstance(value, Real) and 0 <= float(value) <= 1):
+        raise ValueError(
+            f"Argument `{name}` must be a number from 0 to 1, the share of weights that are "
+            f"zero; 0.9 for 90 %. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def _largest(arrays: Sequence[np.ndarray], sparsity: Any) -> list[np.ndarray]:
+    """Masks of the entries that stay at a sparsity, ranked over all arrays together."""
+    magnitudes = np.concatenate([np.abs(array, dtype="float64").ravel() for array in arrays])
+    count = round(float(sparsity) * magnitudes.size)
+    kept = np.ones(magnitudes.size, dtype=bool)
+    if count:
+        limit = np.partition(magnitudes, count - 1)[count - 1]
+        kept = magnitudes > limit
+        ties = np.flatnonzero(magnitudes == limit)
+        # A limit of 0 means more zeros than asked for, and zeros stay zeros.
+        kept[ties[count - np.count_nonzero(magnitudes < limit) :]] = True
+    ends = np.cumsum([array.size for array in arrays])
+    parts = np.split(kept, ends[:-1])
+    return [part.reshape(a.shape) for part, a in zip(parts, arrays, strict=True)]
