@@ -34,18 +34,18 @@ def decayed(w, *norms, steps=1):
 
 
 def test_several_norms_add_up_in_the_denominator():
-    optimizer = LpSGD(LR, (0.3, 0.05, 0.0), p=(0.8, 2.0, 1.0))
+    optimizer = LpSGD(LR, weight_decay=(0.3, 0.05, 0.0), p=(0.8, 2.0, 1.0))
     result = step(optimizer, variables("a"), steps=5)
     assert result[0] == pytest.approx(decayed(0.7, (0.3, 0.8), (0.05, 2.0), steps=5), rel=1e-6)
 
 
 def test_elastic_net_makes_zeros():
-    optimizer = LpSGD(LR, [0.5, 0.01], p=[0.5, 2])
+    optimizer = LpSGD(LR, weight_decay=[0.5, 0.01], p=[0.5, 2])
     assert step(optimizer, variables("a", value=1e-3), steps=5) == [0.0]
 
 
 def test_each_of_several_strengths_is_a_scalar_that_can_be_set():
-    optimizer = LpSGD(LR, (0.3, 0.05), p=(0.8, 2.0))
+    optimizer = LpSGD(LR, weight_decay=(0.3, 0.05), p=(0.8, 2.0))
     (w,) = variables("a")
     optimizer.build([w])
     assert [float(each) for each in optimizer.weight_decay] == pytest.approx([0.3, 0.05])
@@ -60,7 +60,7 @@ def test_each_of_several_strengths_is_a_scalar_that_can_be_set():
 
 @pytest.mark.parametrize("value", [0.1, (0.1,), (0.1, 0.2, 0.3)])
 def test_setting_another_number_of_strengths_is_an_error_and_leaves_the_old_ones(value):
-    optimizer = LpSGD(LR, (0.3, 0.05), p=(0.8, 2.0))
+    optimizer = LpSGD(LR, weight_decay=(0.3, 0.05), p=(0.8, 2.0))
     with pytest.raises(ValueError, match=r"`weight_decay` and `p` .*Received: weight_decay="):
         optimizer.weight_decay = value
     with pytest.raises(ValueError, match=r"Received: weight_decay=.*p="):
@@ -71,7 +71,7 @@ def test_setting_another_number_of_strengths_is_an_error_and_leaves_the_old_ones
 
 def test_schedules_can_be_mixed_with_numbers_among_several_norms():
     schedule = PiecewiseConstantDecay([1], [0.0, 0.4])
-    optimizer = LpSGD(LR, (schedule, 0.05), p=(0.8, PolynomialDecay(2.0, 2, 1.0)))
+    optimizer = LpSGD(LR, weight_decay=(schedule, 0.05), p=(0.8, PolynomialDecay(2.0, 2, 1.0)))
     (w,) = variables("a")
     expected = 0.7
     for wd, p in [(0.0, 2.0), (0.0, 1.5), (0.4, 1.0), (0.4, 1.0)]:
@@ -102,7 +102,7 @@ def test_schedules_count_every_batch_while_gradients_accumulate_as_keras_does(ki
 def test_strengths_are_kept_in_float32_where_keras_computes_in_float16():
     keras.config.set_floatx("float16")
     try:
-        optimizer = LpSGD(0.5, 1e-7, p=0.0)
+        optimizer = LpSGD(0.5, weight_decay=1e-7, p=0.0)
         (w,) = variables("a", value=1e-4)
         result = step(optimizer, [w])
     finally:
@@ -142,7 +142,7 @@ def test_schedules_of_a_users_class_are_loaded_by_custom_objects(make):
 def test_overrides_hold_for_the_variables_that_they_match_and_the_first_one_wins():
     optimizer = LpSGD(
         LR,
-        0.2,
+        weight_decay=0.2,
         p=1.5,
         overrides={
             "embedding": {"weight_decay": 0.5},
@@ -164,7 +164,7 @@ def test_overrides_hold_for_the_variables_that_they_match_and_the_first_one_wins
 
 
 def test_override_of_p_alone_follows_the_strength_that_is_set():
-    optimizer = LpSGD(LR, 0.2, p=1.5, overrides={"a": {"p": 1.0}})
+    optimizer = LpSGD(LR, weight_decay=0.2, p=1.5, overrides={"a": {"p": 1.0}})
     weights = variables("a", "b")
     optimizer.build(weights)
     optimizer.weight_decay = 0.4
@@ -174,7 +174,7 @@ def test_override_of_p_alone_follows_the_strength_that_is_set():
 
 
 def test_strength_of_an_override_can_be_set_during_training():
-    optimizer = LpSGD(LR, 0.2, p=1.0, overrides={"a": {"weight_decay": 0.5}})
+    optimizer = LpSGD(LR, weight_decay=0.2, p=1.0, overrides={"a": {"weight_decay": 0.5}})
     weights = variables("a", "b")
     optimizer.build(weights)
     optimizer.overrides["a"]["weight_decay"].assign(0.0)
@@ -184,10 +184,25 @@ def test_strength_of_an_override_can_be_set_during_training():
 
 def test_overrides_take_schedules():
     schedule = PiecewiseConstantDecay([0], [0.5, 0.0])
-    optimizer = LpSGD(LR, 0.2, p=1.0, overrides={"a": {"weight_decay": schedule, "p": 2.0}})
+    optimizer = LpSGD(
+        LR, weight_decay=0.2, p=1.0, overrides={"a": {"weight_decay": schedule, "p": 2.0}}
+    )
     weights = variables("a", "b")
     expected = [decayed(0.7, (0.5, 2.0)), decayed(0.7, (0.2, 1.0), steps=3)]
     assert step(optimizer, weights, steps=3) == pytest.approx(expected, rel=1e-6)
+
+
+def test_overrides_cannot_be_set_in_place_where_it_would_have_no_effect():
+    optimizer = LpSGD(overrides={"a": {"weight_decay": 0.5}})
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        optimizer.overrides["a"]["weight_decay"] = 0.1
+
+
+def test_schedule_cannot_replace_a_strength_during_training():
+    optimizer = LpSGD(weight_decay=0.5)
+    with pytest.raises(TypeError, match=r"schedule .*when the optimizer is created.*Received: "):
+        optimizer.weight_decay = PolynomialDecay(0.1, 10)
+    assert float(optimizer.weight_decay) == 0.5
 
 
 def test_override_with_its_own_strength_is_a_scalar_of_state_more():
@@ -227,6 +242,8 @@ def test_config_of_everything_survives_a_round_trip(make):
     [
         ("a", r"`overrides` must be a dictionary .*Received: overrides='a'"),
         ({"(": {"p": 1.0}}, r"`overrides` must be a regular expression.*Received: overrides='\('"),
+        ([], r"`overrides` must be a dictionary .*Received: overrides=\[\]"),
+        ({("a", "b"): {"p": 1}}, r"`overrides` has keys .*Received: overrides=\{\('a', 'b'\)"),
         ({"a": 0.1}, r"`weight_decay`, `p` or both.*Received: overrides\['a'\]=0.1"),
         ({"a": {}}, r"`weight_decay`, `p` or both.*Received: overrides\['a'\]=\{\}"),
         ({"a": {"lr": 1.0}}, r"`weight_decay`, `p` or both.*Received: overrides\['a'\]=.*lr"),
@@ -252,7 +269,9 @@ def test_override_that_matches_no_decayed_variable_is_an_error_that_lists_them(m
 def test_overrides_survive_save_and_load_where_keras_changes_the_paths(mlp, tmp_path):
     model = mlp()
     # The path of a loaded Sequential lacks the first part.
-    model.compile(LpSGD(LR, 0.2, p=1.0, overrides={"^mlp/logits": {"p": 2.0}}), loss="mse")
+    model.compile(
+        LpSGD(LR, weight_decay=0.2, p=1.0, overrides={"^mlp/logits": {"p": 2.0}}), loss="mse"
+    )
     model.optimizer.build(model.trainable_variables)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -265,7 +284,7 @@ def test_overrides_survive_save_and_load_where_keras_changes_the_paths(mlp, tmp_
 
 def test_one_norm_with_p_below_2_keeps_zeros_whatever_the_other_does():
     (w,) = variables("a", value=0.0)
-    optimizer = LpSGD(LR, (0.1, 0.1), p=(2.0, 0.8), use_ema=True)
+    optimizer = LpSGD(LR, weight_decay=(0.1, 0.1), p=(2.0, 0.8), use_ema=True)
     with pytest.warns(UserWarning, match="a/kernel"):
         optimizer.build([w])
     optimizer.apply([keras.ops.ones((2, 3))], [w])

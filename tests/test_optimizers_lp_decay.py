@@ -1,5 +1,7 @@
 """What `LpDecay` does with the optimizer that it is given."""
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -83,6 +85,73 @@ def test_class_of_a_user_is_loaded_by_custom_objects(mlp, tmp_path):
 def test_decay_that_an_optimizer_applies_in_its_own_step_is_off():
     result = apply(LpDecay(DecaysItself(), 0.5, p=1), kernel(), np.zeros((2, 3), "float32"))
     np.testing.assert_allclose(result, 1 / (1 + 0.1 * 0.5), rtol=1e-6)
+
+
+class DecaysInApply(optimizers.SGD):
+    """An optimizer that applies its weight decay before the step."""
+
+    def apply(self, grads, trainable_variables=None):
+        for variable in trainable_variables:
+            if self.weight_decay:
+                variable.assign(variable - variable * self.learning_rate * self.weight_decay)
+        super().apply(grads, trainable_variables)
+
+
+def test_decay_that_an_optimizer_applies_before_its_step_is_off():
+    result = apply(LpDecay(DecaysInApply(0.1), 0.5, p=1), kernel(), np.zeros((2, 3), "float32"))
+    np.testing.assert_allclose(result, 1 / (1 + 0.1 * 0.5), rtol=1e-6)
+
+
+class Fused(optimizers.SGD):
+    """An optimizer that updates all variables in one go, past `update_step`."""
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            variable.assign(variable - learning_rate * gradient)
+
+
+def test_optimizer_that_goes_past_its_step_is_an_error_instead_of_no_decay():
+    optimizer = LpDecay(Fused(0.1), 0.5)
+    with pytest.raises(ValueError, match=r"without `update_step`.*Received: gradients of kernel"):
+        apply(optimizer, kernel(), np.ones((2, 3), "float32"))
+
+
+class HasItsOwnP(Plain):
+    def __init__(self):
+        super().__init__(1.0)
+        self.p = 3.0
+
+
+def test_optimizer_with_attributes_of_the_same_names_is_refused():
+    with pytest.raises(ValueError, match=r"attributes of the names \['p'\].*Rename"):
+        LpDecay(HasItsOwnP())
+
+
+def test_subclass_with_a_constructor_that_would_have_no_effect_is_refused():
+    with pytest.raises(TypeError, match=r"overrides `__new__`.*Received: Mine"):
+
+        class Mine(LpDecay):
+            def __init__(self, optimizer):
+                super().__init__(optimizer, weight_decay=5.0)
+
+
+def test_optimizer_can_be_pickled_as_keras_optimizers_can():
+    optimizer = pickle.loads(pickle.dumps(LpDecay(optimizers.Adam(0.5), 0.25, p=1)))
+    assert isinstance(optimizer, LpDecay)
+    assert isinstance(optimizer, optimizers.Adam)
+    assert float(optimizer.weight_decay) == 0.25
+
+
+def test_sums_of_ftrl_are_bitwise_its_own_without_a_decay():
+    gradients = 0.02 * np.random.default_rng(0).normal(size=(4, 30, 100)).astype("float32")
+    results = []
+    for wrap in (lambda base: LpDecay(base, 0.0), lambda base: base):
+        optimizer = wrap(optimizers.Ftrl(0.1, l1_regularization_strength=0.01))
+        variable = kernel(shape=(30, 100))
+        for gradient in gradients:
+            result = apply(optimizer, variable, gradient)
+        results.append(np.array(result).view("uint32"))
+    np.testing.assert_array_equal(*results)
 
 
 @pytest.mark.parametrize("base", [optimizers.AdamW, optimizers.Muon])
@@ -202,7 +271,7 @@ def test_config_names_the_optimizer_as_keras_does_on_every_backend():
 @pytest.mark.skipif(not hasattr(optimizers, "MultiOptimizer"), reason="newer than this Keras")
 def test_multi_optimizer_holds_lp_optimizers_each_with_its_own_decay(mlp):
     model = mlp()
-    hidden, logits = LpSGD(0.1, 0.5, p=1), LpDecay(optimizers.SGD(0.1), 0.5, p=2)
+    hidden, logits = LpSGD(0.1, weight_decay=0.5, p=1), LpDecay(optimizers.SGD(0.1), 0.5, p=2)
     optimizer = optimizers.MultiOptimizer(optimizers.OptimizerMap(logits, {".*hidden.*": hidden}))
     model.compile(optimizer, loss="mse")
     before = [keras.ops.convert_to_numpy(v).copy() for v in model.trainable_variables]
@@ -218,7 +287,7 @@ def test_multi_optimizer_holds_lp_optimizers_each_with_its_own_decay(mlp):
 @pytest.mark.skipif(not hasattr(optimizers, "MultiOptimizer"), reason="newer than this Keras")
 def test_report_counts_what_the_optimizers_in_a_multi_optimizer_decay(mlp):
     model = mlp()
-    plain, hidden = optimizers.SGD(0.1), LpSGD(0.1, 0.5, p=1)
+    plain, hidden = optimizers.SGD(0.1), LpSGD(0.1, weight_decay=0.5, p=1)
     optimizer = optimizers.MultiOptimizer(optimizers.OptimizerMap(plain, {".*hidden.*": hidden}))
     model.compile(optimizer, loss="mse")
     optimizer.build(model.trainable_variables)

@@ -58,7 +58,7 @@ def fit(model, optimizer, data, eager=True, batch_size=16, epochs=2, **arguments
 
 
 def recorded(**arguments):
-    return Recorded(LR, STRENGTH, p=P, **arguments)
+    return Recorded(LR, weight_decay=STRENGTH, p=P, **arguments)
 
 
 def check_follows(before, after, records, undecayed=("bias",), rtol=1e-5, atol=2e-6):
@@ -320,7 +320,7 @@ def test_training_step_of_ones_own_follows_the_formula_and_compiles(batches):
         keras.utils.set_random_seed(0)
         model = TrainsByHand()
         model(batches[0][:1])
-        optimizer = recorded() if eager else LpSGD(LR, STRENGTH, p=P)
+        optimizer = recorded() if eager else LpSGD(LR, weight_decay=STRENGTH, p=P)
         before, after = fit(model, optimizer, batches, eager=eager)
         if eager:
             check_follows(before, after, optimizer.records)
@@ -336,7 +336,7 @@ def test_loop_by_hand_with_a_gradient_tape_follows_the_formula(batches, jit_comp
 
     x, y = batches
     model = classifier()
-    optimizer = LpSGD(LR, STRENGTH, p=P)
+    optimizer = LpSGD(LR, weight_decay=STRENGTH, p=P)
     optimizer.build(model.trainable_variables)
     before = values(model)
     records = []

@@ -158,13 +158,19 @@ _SETTINGS = ("weight_decay", "p")
 
 def _check_overrides(overrides: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
     example = '{"embedding": {"weight_decay": 0.001}, "block_1/": {"p": 1.0}}'
-    if not isinstance(overrides or {}, Mapping):
+    overrides = {} if overrides is None else overrides
+    if not isinstance(overrides, Mapping):
         raise ValueError(
             "Argument `overrides` must be a dictionary from regular expressions to settings, "
             f"such as {example}. Received: overrides={overrides!r}"
         )
     checked = []
-    for pattern, given in (overrides or {}).items():
+    for pattern, given in overrides.items():
+        if not isinstance(pattern, str):
+            raise ValueError(
+                "Argument `overrides` has keys that are regular expressions, as strings. "
+                f"Received: overrides={{{pattern!r}: ...}}"
+            )
         check_patterns("overrides", pattern)
         if not (isinstance(given, Mapping) and given and set(given) <= set(_SETTINGS)):
             raise ValueError(

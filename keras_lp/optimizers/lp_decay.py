@@ -58,7 +58,6 @@ class LpDecay(LpUpdate):
         cls,
         optimizer: keras.optimizers.Optimizer,
         weight_decay: Any = 0.004,
-        *,
         p: Any = 0.8,
         reference: str = "previous",
         exclude: str | Iterable[str] | None = None,
@@ -101,21 +100,41 @@ class LpDecay(LpUpdate):
         )
         return super().from_config({**config, "optimizer": optimizer}, custom_objects)
 
-    def _decay_state(self, index: int, variable: Any, divisor: Any) -> None:
-        super()._decay_state(index, variable, divisor)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a constructor that would silently have no effect."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            raise TypeError(
+                "A subclass of `LpDecay` overrides `__new__`, which turns the optimizer that it "
+                f"is given into its Lp form, in place of `__init__`. Received: {cls.__name__}"
+            )
+
+    def __reduce__(self) -> Any:
+        """Pickles by the class that is found by its name."""
+        function, arguments = super().__reduce__()
+        return getattr(self._generic, function.__name__), arguments
+
+    def _decay_state(self, index: int, divisor: Any) -> None:
         if isinstance(self, keras.optimizers.Ftrl):
             # The weight is `(clip(linear) - linear) / quadratic`, computed anew each step.
             linear, limit = self._linears[index], self.l1_regularization_strength
-            clipped = ops.clip(linear, -limit, limit)
-            excess = ops.divide(ops.subtract(linear, clipped), divisor)
-            self.assign(linear, ops.add(clipped, excess))
+            value = ops.convert_to_tensor(linear)
+            clipped = ops.clip(value, -limit, limit)
+            decayed = ops.add(clipped, ops.divide(ops.subtract(value, clipped), divisor))
+            # Without a decay the sum rounds.
+            self.assign(linear, ops.where(ops.equal(divisor, 1), value, decayed))
 
 
 @functools.cache
 def _lp_form(generic: Any, base: Any) -> type:
     """The class of the Lp optimizers of a base class, saved under the name of `generic`."""
-    name = f"{generic.__name__}[{base.__name__}]"
-    lp_form = type(generic.__name__, (generic, base), {"_generic": generic, "__qualname__": name})
+    namespace = {
+        "_generic": generic,
+        "__module__": generic.__module__,
+        "__qualname__": f"{generic.__name__}[{base.__name__}]",
+        "__doc__": generic.__doc__,
+    }
+    lp_form = type(generic.__name__, (generic, base), namespace)
     package, _, name = keras.saving.get_registered_name(generic).rpartition(">")
     if package:
         for cls in (lp_form, generic):  # The last one is found under the name.
@@ -161,6 +180,7 @@ def _check_optimizer(optimizer: Any) -> None:
             f"Pass a new optimizer. {received}"
         )
     _check_own_decay(optimizer)
+    _check_names(optimizer)
 
 
 _REFUSED = {
@@ -190,6 +210,18 @@ def _check_own_decay(optimizer: Any) -> None:
             "`exclude_from_weight_decay()` was called on `optimizer`, for the L2 decay that "
             "`LpDecay` replaces. Call it on what `LpDecay` returns, or pass `exclude=`. "
             f"Received: optimizer={optimizer!r}"
+        )
+
+
+def _check_names(optimizer: Any) -> None:
+    """Raises ValueError if the optimizer has attributes that the Lp form needs for itself."""
+    keras_names = set(dir(keras.optimizers.Optimizer))
+    theirs = {*vars(optimizer), *dir(_public_class(type(optimizer)))} - keras_names
+    clashes = sorted(theirs & (set(dir(LpDecay)) - keras_names) - {"weight_decay"})
+    if clashes:
+        raise ValueError(
+            f"Argument `optimizer` has attributes of the names {clashes}, which its Lp form needs "
+            f"for itself. Rename them in the class. Received: optimizer={optimizer!r}"
         )
 
 

@@ -44,8 +44,8 @@ class LpLion(LpUpdate, keras.optimizers.Lion):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        weight_decay: Any = 0.004,
         *,
+        weight_decay: Any = 0.004,
         p: Any = 0.8,
         reference: str = "previous",
         exclude: str | Iterable[str] | None = None,

@@ -47,8 +47,8 @@ class LpMuon(LpUpdate, keras.optimizers.Muon):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        weight_decay: Any = 0.004,
         *,
+        weight_decay: Any = 0.004,
         p: Any = 0.8,
         reference: str = "previous",
         exclude: str | Iterable[str] | None = None,
@@ -59,7 +59,7 @@ class LpMuon(LpUpdate, keras.optimizers.Muon):
         nesterov: bool = True,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("adam_weight_decay") is not None:
+        if kwargs.get("adam_weight_decay"):
             raise ValueError(
                 "Argument `adam_weight_decay` is the second L2 decay of `keras.optimizers.Muon`. "
                 "Here one decay holds for all variables; pass `overrides={pattern: "

@@ -42,8 +42,8 @@ class LpSGD(LpUpdate, keras.optimizers.SGD):
     def __init__(
         self,
         learning_rate: Any = 0.01,
-        weight_decay: Any = 0.004,
         *,
+        weight_decay: Any = 0.004,
         p: Any = 0.8,
         reference: str = "previous",
         exclude: str | Iterable[str] | None = None,

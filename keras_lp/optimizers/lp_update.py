@@ -8,9 +8,11 @@ Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:240
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -92,8 +94,15 @@ class LpUpdate(keras.optimizers.Optimizer):
         **kwargs: Arguments of the Keras optimizer.
     """
 
-    # Whether code of the Keras optimizer runs, to which its own weight decay is 0.
-    _in_base = True
+    # How deep in code of the Keras optimizer, to which its own weight decay is 0. A count, as
+    # the replicas of a MirroredStrategy enter one by one and leave one by one.
+    _base_depth = 1
+    _decay: Any = None
+    _excluded_ids: frozenset[int] = frozenset()
+    _excluded_paths: tuple[str, ...] = ()
+    _excluded_names: tuple[str, ...] = ()
+    _selection: Any = None  # A `Selection` once built, or restored to be built.
+    _has_stepped = False
 
     def __init__(
         self,
@@ -111,12 +120,9 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _start_decay(self, decay: DecayArguments) -> None:
         """Takes the arguments over, with the strengths in variables, once the base is set up."""
-        self._decay = decay.with_strengths(self._as_variable)
-        self._excluded_ids: frozenset[int] = frozenset()
-        self._excluded_paths: tuple[str, ...] = ()
-        self._excluded_names: tuple[str, ...] = ()
-        self._selection: Any = None  # A `Selection` once built, or restored to be built.
-        self._in_base = False
+        numbers = itertools.count()
+        self._decay = decay.with_strengths(lambda one: self._as_variable(one, numbers))
+        self._base_depth = 0
 
     @property
     def weight_decay(self) -> Any:
@@ -126,18 +132,18 @@ class LpUpdate(keras.optimizers.Optimizer):
         norms it is a tuple, and set to one. Under `mixed_float16` Keras wraps the optimizer,
         and this is `model.optimizer.inner_optimizer.weight_decay`.
         """
-        return 0.0 if self._in_base else each(self._now, self._decay.weight_decay)
+        return 0.0 if self._base_depth else each(self._now, self._decay.weight_decay)
 
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
-        if self._in_base:
+        if self._base_depth:
             return  # The constructor of the Keras optimizer, whose own decay stays off.
         old = self._decay.weight_decay
-        if any(map(is_schedule, old if is_several(old) else [old])):
+        if any(map(is_schedule, (*_as_tuple(old), *_as_tuple(value)))):
             raise TypeError(
-                "This optimizer was created with a schedule as `weight_decay`, hence its weight "
-                "decay is not settable. To set it during training, create the optimizer with a "
-                f"float. Received: weight_decay={value!r}"
+                "A schedule as `weight_decay` is given when the optimizer is created, and then "
+                "the weight decay is not settable; one that is created with a float can be set "
+                f"to numbers. Received: weight_decay={value!r}"
             )
         value = check_setting("weight_decay", value)
         replace(self._decay, weight_decay=value).paired()
@@ -171,12 +177,19 @@ class LpUpdate(keras.optimizers.Optimizer):
         return self._decay.exclude
 
     @property
-    def overrides(self) -> dict[str, dict[str, Any]]:
-        """What each pattern overrides, at its current value; strengths are variables."""
-        return {
-            pattern: {name: each(self._now, value) for name, value in given.items()}
-            for pattern, given in self._decay.overrides
-        }
+    def overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each pattern overrides, at its current value.
+
+        Strengths are variables: `optimizer.overrides[pattern]["weight_decay"].assign(0.1)`.
+        """
+        return MappingProxyType(
+            {
+                pattern: MappingProxyType(
+                    {name: each(self._now, value) for name, value in given.items()}
+                )
+                for pattern, given in self._decay.overrides
+            }
+        )
 
     @property
     def decayed_variables(self) -> list[Any]:
@@ -200,7 +213,8 @@ class LpUpdate(keras.optimizers.Optimizer):
                 excluded. One that is found nowhere has no effect.
 
         Raises:
-            ValueError: If the optimizer is built, or a name is no regular expression.
+            ValueError: If the optimizer is built, `var_list` holds something else than
+                variables, or a name is no regular expression.
         """
         if self.built:
             raise ValueError(
@@ -209,39 +223,57 @@ class LpUpdate(keras.optimizers.Optimizer):
                 "`model.compile()`."
             )
         names = selection.check_patterns("var_names", var_names)
-        variables = tuple(var_list or ())
+        variables = _check_variables(var_list)
         self._excluded_ids = frozenset(map(id, variables))
         self._excluded_paths = tuple(map(selection.variable_path, variables))
         self._excluded_names = names
 
-    def build(self, variables: Sequence[Any]) -> None:
+    def build(self, var_list: Sequence[Any]) -> None:
         """Selects the decayed variables and creates the optimizer's own.
 
         Args:
-            variables: Trainable variables of the model.
+            var_list: Trainable variables of the model.
 
         Raises:
-            ValueError: If an exclusion matches no variable, or no variable is decayed.
+            ValueError: If a pattern matches no variable, or no variable is decayed. In an
+                optimizer that was saved for other variables this is a warning, and nothing
+                is decayed.
         """
         if self.built:
             return
         patterns = [pattern for pattern, _ in self._decay.overrides]
         rules = (self.exclude, self._excluded_paths, self._excluded_names, patterns)
         restored = self._selection
-        if restored is None or not restored.fits(variables, rules):
-            left_out = [v for v in variables if self._is_excluded_as_in_keras(v)]
-            decayed = selection.decayed_variables(variables, self.exclude, left_out)
-            overrides = selection.find_overrides(decayed, patterns)
-            pairs = list(zip(decayed, overrides, strict=True))
-            self._selection = Selection.of(variables, pairs, rules)
-        super().build(variables)
+        if restored is None or not restored.fits(var_list, rules):
+            decayed = self._select(var_list, patterns, is_restored=restored is not None)
+            self._selection = Selection.of(var_list, decayed, rules)
+        with self._base():
+            super().build(var_list)
         if self._selection is not restored:  # Else the values are still to be loaded.
             self._warn_of_zeros_that_stay()
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Updates the variables by their gradients, and decays them.
+
+        Args:
+            grads: Gradients, one for each variable or `None`.
+            trainable_variables: The variables. Needed where the optimizer is not built.
+
+        Raises:
+            ValueError: If the Keras optimizer updates variables without `update_step`.
+        """
+        self._has_stepped = False
+        with self._base():
+            super().apply(grads, trainable_variables)
+        # Where gradients accumulate, most calls have no step.
+        if not (self._has_stepped or self.gradient_accumulation_steps or len(grads) == 0):
+            self._check_that_nothing_was_to_decay(grads, trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One step of the Keras optimizer, followed by the decay."""
         # Keras documents `_get_variable_index` for subclasses, in its `Optimizer` docstring.
         index = self._get_variable_index(variable)
+        self._has_stepped = True
         is_decayed = index in self._selection.overrides
         if is_decayed and self.reference == "previous":
             # Before the step: eager TensorFlow changes the variable in place.
@@ -252,7 +284,7 @@ class LpUpdate(keras.optimizers.Optimizer):
             divisor = self._divisor(index, variable, learning_rate)
         if is_decayed:
             self.assign(variable, ops.divide(variable, divisor))
-            self._decay_state(index, variable, divisor)
+            self._decay_state(index, divisor)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Puts the moving averages into the variables at the end of training, if there are any."""
@@ -269,14 +301,15 @@ class LpUpdate(keras.optimizers.Optimizer):
         return {**config, **self._decay_config()}
 
     def _decay_config(self) -> dict[str, Any]:
-        return {
-            **self._decay.get_config(),
-            "exclude_from_weight_decay": {
+        config = self._decay.get_config()
+        if self._excluded_paths or self._excluded_names:
+            config["exclude_from_weight_decay"] = {
                 "paths": list(self._excluded_paths),
                 "names": list(self._excluded_names),
-            },
-            "selection": None if self._selection is None else self._selection.to_dict(),
-        }
+            }
+        if self._selection is not None:
+            config["selection"] = self._selection.to_dict()
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
@@ -297,35 +330,79 @@ class LpUpdate(keras.optimizers.Optimizer):
         `weight_decay`. Without it the weights would not be those of Adam at weight decay 0.
         """
 
-    def _decay_state(self, index: int, variable: Any, divisor: Any) -> None:
-        """Applies the decay to what the Keras optimizer remembers of a variable."""
-        if self.use_ema and self.reference == "previous":
-            # The average of a weight that is 0 for good would only ever come close to 0, and
-            # Keras puts the averages, which have no public name, into the model.
+    def _decay_state(self, index: int, divisor: Any) -> None:
+        """Applies the decay to state of the Keras optimizer that weights come from; here none."""
+
+    def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
+        """Updates the averages, and zeroes them where a weight is 0 for good.
+
+        They would only ever come close to 0, and Keras puts them into the model. A private
+        name, since Keras has no other for this moment. Changed after Keras's own update, so
+        that without a decay the weights stay bitwise those of the Keras optimizer.
+        """
+        super()._update_model_variables_moving_average(trainable_variables)
+        if not self.use_ema or self.reference == "updated":
+            return
+        for index, override in self._selection.overrides.items():
             average = self._model_variables_moving_average[index]
-            may_grow = ops.logical_not(self._keeps_zeros(self._selection.overrides[index]))
-            kept = ops.logical_or(ops.not_equal(variable, 0), may_grow)
-            self.assign(average, ops.multiply(average, ops.cast(kept, average.dtype)))
+            is_zero = ops.equal(trainable_variables[index], 0)
+            for_good = ops.logical_and(is_zero, self._keeps_zeros(override))
+            value = ops.convert_to_tensor(average)
+            average.assign(ops.where(for_good, ops.zeros_like(value), value))
 
     @contextlib.contextmanager
     def _base(self) -> Iterator[None]:
         """While code of the Keras optimizer runs: its own weight decay reads as 0."""
-        self._in_base = True
+        self._base_depth += 1
         try:
             yield
         finally:
-            self._in_base = False
+            self._base_depth -= 1
 
-    def _as_variable(self, strength: Any) -> Any:
+    def _select(
+        self, variables: Sequence[Any], patterns: Sequence[str], is_restored: bool
+    ) -> list[tuple[Any, int | None]]:
+        """The decayed variables, each with the position of its override."""
+        left_out = [v for v in variables if self._is_excluded_as_in_keras(v)]
+        try:
+            decayed = selection.decayed_variables(variables, self.exclude, left_out)
+            overrides = selection.find_overrides(decayed, patterns)
+        except ValueError as error:
+            if not is_restored:
+                raise
+            # Also on loading a model whose layers were frozen since, which is no error.
+            warnings.warn(
+                "This optimizer was saved for other trainable variables, and what it was told "
+                "to decay does not fit: nothing will be decayed. Compile the model with a new "
+                f"optimizer before training it. ({error})",
+                stacklevel=4,
+            )
+            return []
+        return list(zip(decayed, overrides, strict=True))
+
+    def _check_that_nothing_was_to_decay(self, grads: Any, variables: Any) -> None:
+        variables = self._trainable_variables if variables is None else variables
+        given = [v for g, v in zip(grads, variables, strict=True) if g is not None]
+        positions = {self._get_variable_index(variable) for variable in given}
+        if positions & set(self._selection.overrides):
+            raise ValueError(
+                f"`{type(self).__qualname__}` updates variables without `update_step`, in which "
+                "the decay takes place, so that nothing was decayed. Implement its update in "
+                "`update_step(gradient, variable, learning_rate)`. Received: gradients of "
+                f"{selection.list_paths(given)}"
+            )
+
+    def _as_variable(self, strength: Any, numbers: Iterator[int]) -> Any:
         """A scalar variable for a strength, so that it can change; schedules as they are."""
         if is_schedule(strength):
             return strength
+        number = next(numbers)
         return self.add_variable(
             shape=(),
             initializer=keras.initializers.Constant(strength),
             dtype=keras.backend.result_type(keras.config.floatx(), "float32"),
             aggregation="only_first_replica",
-            name="weight_decay",
+            name=f"weight_decay_{number}" if number else "weight_decay",
         )
 
     def _now(self, value: Any) -> Any:
@@ -343,7 +420,10 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
         weight_decay, p = self._decay.norms(self._selection.overrides[index])
-        strength = each(lambda one: ops.multiply(learning_rate, self._now(one)), weight_decay)
+        rate = _at_least_float32(learning_rate)
+        strength = each(
+            lambda one: ops.multiply(rate, _at_least_float32(self._now(one))), weight_decay
+        )
         return decay_divisor(variable, strength, each(self._now, p))
 
     def _warn_of_zeros_that_stay(self) -> None:
@@ -377,6 +457,26 @@ class LpUpdate(keras.optimizers.Optimizer):
                 for strength, p in norms
             ),
         )
+
+
+def _at_least_float32(value: Any) -> Any:
+    """A scalar whose product with another does not underflow in half precision."""
+    value = ops.convert_to_tensor(value)
+    return ops.cast(value, keras.backend.result_type(value.dtype, "float32"))
+
+
+def _check_variables(var_list: Any) -> tuple[Any, ...]:
+    """Returns `var_list` as a tuple; raises ValueError where it holds no variables."""
+    is_one = isinstance(var_list, (str, keras.Variable)) or not isinstance(
+        var_list, Iterable | None
+    )
+    variables = () if var_list is None else (var_list,) if is_one else tuple(var_list)
+    if is_one or not all(hasattr(variable, "shape") for variable in variables):
+        raise ValueError(
+            "Argument `var_list` must be a list of variables, such as `[layer.kernel]`; "
+            f"names go into `var_names`. Received: var_list={var_list!r}"
+        )
+    return variables
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -157,9 +157,10 @@ def decayed_variables(
     """The decayed variables of a model: its optimizer's, or those of the default rule."""
     check_model(model)
     if exclude is None:
-        decayed = _decayed_by(getattr(model, "optimizer", None))
         own = {id(variable) for variable in model.weights}
-        if decayed and all(id(variable) in own for variable in decayed):
+        decayed = _decayed_by(getattr(model, "optimizer", None))
+        decayed = [variable for variable in decayed if id(variable) in own]
+        if decayed:
             return decayed
     patterns = selection.check_patterns("exclude", exclude)
     decayed = selection.decayed_variables(model.trainable_variables, patterns)
