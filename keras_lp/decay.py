@@ -57,7 +57,7 @@ def decay_factor(weights: Any, strength: Any, p: Any) -> Any:
 
 def decay_divisor(weights: Any, strength: Any, p: Any) -> Any:
     """What one decay step divides each weight by, `1 / decay_factor`; inf at a fixed zero."""
-    magnitude = ops.abs(_at_least_float32(weights))
+    magnitude = ops.abs(at_least_float32(weights))
     terms = [_term(magnitude, s, q) for s, q in pair_norms("strength", strength, p)]
     return 1.0 + sum(terms[1:], terms[0])
 
@@ -88,7 +88,7 @@ def penalty(weights: Any, weight_decay: Any, p: Any) -> Any:
     >>> keras_lp.penalty([3.0, -4.0], weight_decay=0.1, p=2)
     1.25
     """
-    weights = _at_least_float32(weights)
+    weights = at_least_float32(weights)
     total = ops.zeros((), weights.dtype)
     for strength, exponent in pair_norms("weight_decay", weight_decay, p):
         strength = _cast(strength, weights.dtype)
@@ -208,9 +208,10 @@ def _power_over_p(magnitude: Any, p: float) -> Any:
     return ops.where(magnitude == 0, ops.zeros_like(power), power)
 
 
-def _at_least_float32(weights: Any) -> Any:
-    weights = ops.convert_to_tensor(weights)
-    return ops.cast(weights, keras.backend.result_type(weights.dtype, "float32"))
+def at_least_float32(value: Any) -> Any:
+    """`value` as a tensor of a precision in which the decay does not underflow."""
+    value = ops.convert_to_tensor(value)
+    return ops.cast(value, keras.backend.result_type(value.dtype, "float32"))
 
 
 def _cast(value: Any, dtype: Any) -> Any:

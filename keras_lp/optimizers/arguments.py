@@ -16,6 +16,7 @@ from keras_lp.decay import check_exponent, check_strength, is_several, pair_norm
 from keras_lp.selection import check_patterns
 
 REFERENCES = ("previous", "updated")
+_SETTINGS = ("weight_decay", "p")  # what overrides can replace
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,6 @@ def deserialize_arguments(config: dict[str, Any], custom_objects: Any = None) ->
     overrides = config.get("overrides") or {}
     new = {pattern: settings(given) for pattern, given in overrides.items()}
     return {**settings(config), "overrides": new}
-
-
-_SETTINGS = ("weight_decay", "p")
 
 
 def _check_overrides(overrides: Any) -> tuple[tuple[str, dict[str, Any]], ...]:

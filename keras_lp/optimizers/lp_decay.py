@@ -77,14 +77,12 @@ class LpDecay(LpUpdate):
     def get_config(self) -> dict[str, Any]:
         """The optimizer's class and config, the arguments of the decay and the exclusions."""
         base = type(self).__bases__[1]
-        with self._base():
-            config = super(LpUpdate, self).get_config()
         is_own = getattr(keras.optimizers, base.__name__, None) is base
         return {
             "optimizer": {
                 "module": "keras.optimizers" if is_own else base.__module__,
                 "class_name": base.__name__,
-                "config": config,
+                "config": self._base_config(),
                 "registered_name": None if is_own else keras.saving.get_registered_name(base),
             },
             **self._decay_config(),
@@ -184,8 +182,8 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 _REFUSED = {
-    "LossScaleOptimizer": ("Scale the loss outside: `LossScaleOptimizer(LpDecay(optimizer))`."),
-    "MultiOptimizer": ("Give the decay to the optimizers in it, each for its own variables."),
+    "LossScaleOptimizer": "Scale the loss outside: `LossScaleOptimizer(LpDecay(optimizer))`.",
+    "MultiOptimizer": "Give the decay to the optimizers in it, each for its own variables.",
     "ScheduleFreeAdamW": (
         "The weights it trains are an average of two sequences, in which no zero can last. Use "
         "`LpAdamW` with a constant learning rate and `use_ema=True`, whose average keeps zeros."

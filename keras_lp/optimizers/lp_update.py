@@ -19,7 +19,7 @@ import keras
 from keras import ops
 
 from keras_lp import selection
-from keras_lp.decay import decay_divisor, is_several
+from keras_lp.decay import at_least_float32, decay_divisor, is_several, pair_norms
 from keras_lp.optimizers.arguments import (
     DecayArguments,
     check_setting,
@@ -296,9 +296,11 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Config of the Keras optimizer, the arguments of the decay and the exclusions."""
+        return {**self._base_config(), **self._decay_config()}
+
+    def _base_config(self) -> dict[str, Any]:
         with self._base():
-            config = super().get_config()
-        return {**config, **self._decay_config()}
+            return super().get_config()
 
     def _decay_config(self) -> dict[str, Any]:
         config = self._decay.get_config()
@@ -420,9 +422,9 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
         weight_decay, p = self._decay.norms(self._selection.overrides[index])
-        rate = _at_least_float32(learning_rate)
+        rate = at_least_float32(learning_rate)
         strength = each(
-            lambda one: ops.multiply(rate, _at_least_float32(self._now(one))), weight_decay
+            lambda one: ops.multiply(rate, at_least_float32(self._now(one))), weight_decay
         )
         return decay_divisor(variable, strength, each(self._now, p))
 
@@ -449,20 +451,13 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _keeps_zeros(self, override: int | None) -> Any:
         """Whether a zero that this override decays now stays zero, as a scalar tensor."""
-        norms = zip(*map(_as_tuple, self._decay.norms(override)), strict=True)
         return functools.reduce(
             ops.logical_or,
             (
                 ops.logical_and(ops.greater(self._now(strength), 0), ops.less(self._now(p), 2))
-                for strength, p in norms
+                for strength, p in pair_norms("weight_decay", *self._decay.norms(override))
             ),
         )
-
-
-def _at_least_float32(value: Any) -> Any:
-    """A scalar whose product with another does not underflow in half precision."""
-    value = ops.convert_to_tensor(value)
-    return ops.cast(value, keras.backend.result_type(value.dtype, "float32"))
 
 
 def _check_variables(var_list: Any) -> tuple[Any, ...]:

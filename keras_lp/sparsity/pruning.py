@@ -77,7 +77,7 @@ def prune(
     if threshold is not None:
         check_threshold(threshold)
     else:
-        check_sparsity("sparsity", sparsity)
+        _check_sparsity(sparsity)
     decayed = decayed_variables(model, exclude)
     groups = [members for _, members in by_layer(model, decayed)] if scope == "layer" else [decayed]
     pruned: list[tuple[Any, np.ndarray]] = []
@@ -103,14 +103,12 @@ def _check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> Non
         )
 
 
-def check_sparsity(name: str, value: Any) -> float:
-    """Returns a share as a float; raises ValueError unless it lies in [0, 1]."""
-    if not (isinstance(value, Real) and 0 <= float(value) <= 1):
+def _check_sparsity(sparsity: Any) -> None:
+    if not (isinstance(sparsity, Real) and 0 <= float(sparsity) <= 1):
         raise ValueError(
-            f"Argument `{name}` must be a number from 0 to 1, the share of weights that are "
-            f"zero; 0.9 for 90 %. Received: {name}={value!r}"
+            "Argument `sparsity` must be a number from 0 to 1, the share of weights that are "
+            f"zero; 0.9 for 90 %. Received: sparsity={sparsity!r}"
         )
-    return float(value)
 
 
 def _largest(arrays: Sequence[np.ndarray], sparsity: Any) -> list[np.ndarray]:
