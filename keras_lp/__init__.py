@@ -1,5 +1,11 @@
 """Sparse Keras 3 models by decoupled weight decay for any p-norm."""
 
+from keras_lp.callbacks import (
+    ConstantSparsity,
+    LpDecayCallback,
+    PolynomialSparsity,
+    SparsityTarget,
+)
 from keras_lp.decay import decay_factor, penalty
 from keras_lp.deploy import ExportResult, export_tflite, strip_pruning
 from keras_lp.optimizers import LpAdamW, LpDecay, LpLion, LpMuon, LpSGD
@@ -15,14 +21,18 @@ from keras_lp.sparsity import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConstantSparsity",
     "ExportResult",
     "LayerSparsity",
     "LpAdamW",
     "LpDecay",
+    "LpDecayCallback",
     "LpLion",
     "LpMuon",
     "LpSGD",
+    "PolynomialSparsity",
     "SparsityReport",
+    "SparsityTarget",
     "decay_factor",
     "export_tflite",
     "freeze_zeros",

@@ -99,6 +99,14 @@ def is_decayed_by_default(variable: Any) -> bool:
     return len(variable.shape) >= 2 and not named_so and not is_replaced
 
 
+def optimizers_within(optimizer: Any) -> list[Any]:
+    """An optimizer, those in it (LossScaleOptimizer, MultiOptimizer) and a decay beside it."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    beside = getattr(optimizer, "lp_decay", None)
+    found = [optimizer, inner, *(getattr(inner, "optimizers", None) or ()), beside]
+    return list({id(one): one for one in found if one is not None}.values())
+
+
 def check_patterns(name: str, patterns: str | Iterable[str] | None) -> tuple[str, ...]:
     """Returns `patterns` as a tuple; raises ValueError where one is no regular expression."""
     if patterns is None:

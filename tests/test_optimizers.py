@@ -616,13 +616,14 @@ def test_keras_own_decay_is_not_applied_on_top():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), expected, rtol=1e-6)
 
 
-def test_optimizer_keeps_no_array_beyond_adams(mlp):
+def test_optimizer_keeps_no_array_of_the_weights_size_beyond_adams(mlp):
     variables = mlp().trainable_variables
     ours, theirs = LpAdamW(), keras.optimizers.Adam()
     ours.build(variables)
     theirs.build(variables)
     shapes = [tuple(v.shape) for v in ours.variables]
-    assert sorted(shapes) == sorted([*(tuple(v.shape) for v in theirs.variables), ()])
+    # The strength, and how it is scaled for each of the two decayed variables.
+    assert sorted(shapes) == sorted([*(tuple(v.shape) for v in theirs.variables), (), (2,)])
 
 
 def test_names_of_keras_that_are_not_public_are_there_and_do_what_we_rely_on(mlp, monkeypatch):

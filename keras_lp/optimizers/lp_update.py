@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lp import selection
@@ -198,6 +199,26 @@ class LpUpdate(keras.optimizers.Optimizer):
             return []
         return [self._trainable_variables[position] for position in self._selection.overrides]
 
+    def steered_exponents(self) -> list[float]:
+        """For each decayed variable, the exponent of the norm that `steer` sets the strength of.
+
+        Of several norms it is the one of the least exponent, which makes the zeros.
+        """
+        exponents = [self._decay.norms(override)[1] for _, override in self._selection.decayed]
+        return [min(map(float, map(self._now, _as_tuple(p)))) for p in exponents]
+
+    def steer(self, strengths: Sequence[float]) -> None:
+        """Sets the strength of each decayed variable, of the norm of `steered_exponents`.
+
+        `weight_decay` is set to the largest, and scaled down for the other variables.
+        """
+        largest = max(strengths)
+        self._scales.assign([one / largest if largest else 1.0 for one in strengths])
+        norms = _as_tuple(self.weight_decay)
+        steered = int(np.argmin([float(p) for p in _as_tuple(self.p)]))
+        norms = tuple(largest if i == steered else float(one) for i, one in enumerate(norms))
+        self.weight_decay = norms if is_several(self.weight_decay) else norms[0]
+
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
@@ -249,6 +270,7 @@ class LpUpdate(keras.optimizers.Optimizer):
             self._selection = Selection.of(var_list, decayed, rules)
         with self._base():
             super().build(var_list)
+        self._scales = self._add_setting("scales", [1.0] * len(self._selection.decayed))
         if self._selection is not restored:  # Else the values are still to be loaded.
             self._warn_of_zeros_that_stay()
 
@@ -346,11 +368,18 @@ class LpUpdate(keras.optimizers.Optimizer):
         if not self.use_ema or self.reference == "updated":
             return
         for index, override in self._selection.overrides.items():
-            average = self._model_variables_moving_average[index]
-            is_zero = ops.equal(trainable_variables[index], 0)
-            for_good = ops.logical_and(is_zero, self._keeps_zeros(override))
-            value = ops.convert_to_tensor(average)
-            average.assign(ops.where(for_good, ops.zeros_like(value), value))
+            self._zero_average(index, trainable_variables[index], self._keeps_zeros(override))
+
+    def zero_averages(self) -> None:
+        """Zeroes the moving averages where a weight is 0, if the optimizer keeps averages."""
+        for index in self._selection.overrides if self.use_ema else ():
+            self._zero_average(index, self._trainable_variables[index], True)
+
+    def _zero_average(self, index: int, variable: Any, for_good: Any) -> None:
+        average = self._model_variables_moving_average[index]
+        value = ops.convert_to_tensor(average)
+        is_zero = ops.logical_and(ops.equal(variable, 0), for_good)
+        average.assign(ops.where(is_zero, ops.zeros_like(value), value))
 
     @contextlib.contextmanager
     def _base(self) -> Iterator[None]:
@@ -399,12 +428,16 @@ class LpUpdate(keras.optimizers.Optimizer):
         if is_schedule(strength):
             return strength
         number = next(numbers)
+        return self._add_setting(f"weight_decay_{number}" if number else "weight_decay", strength)
+
+    def _add_setting(self, name: str, value: Any) -> Any:
+        """A variable for numbers that can change without a retrace."""
         return self.add_variable(
-            shape=(),
-            initializer=keras.initializers.Constant(strength),
+            shape=np.shape(value),
+            initializer=keras.initializers.Constant(value),
             dtype=keras.backend.result_type(keras.config.floatx(), "float32"),
             aggregation="only_first_replica",
-            name=f"weight_decay_{number}" if number else "weight_decay",
+            name=name,
         )
 
     def _now(self, value: Any) -> Any:
@@ -423,6 +456,7 @@ class LpUpdate(keras.optimizers.Optimizer):
     def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
         weight_decay, p = self._decay.norms(self._selection.overrides[index])
         rate = at_least_float32(learning_rate)
+        rate = ops.multiply(rate, self._scales[list(self._selection.overrides).index(index)])
         strength = each(
             lambda one: ops.multiply(rate, at_least_float32(self._now(one))), weight_decay
         )

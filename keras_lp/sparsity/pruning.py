@@ -69,19 +69,27 @@ def prune(
             "(the magnitude up to which weights become zero). "
             f"Received: sparsity={sparsity!r}, threshold={threshold!r}"
         )
-    if scope not in SCOPES:
-        raise ValueError(
-            'Argument `scope` must be "global" (one ranking over the whole model) or "layer" '
-            f"(each layer to the same sparsity). Received: scope={scope!r}"
-        )
+    check_scope(scope)
     if threshold is not None:
         check_threshold(threshold)
     else:
         _check_sparsity(sparsity)
     decayed = decayed_variables(model, exclude)
     groups = [members for _, members in by_layer(model, decayed)] if scope == "layer" else [decayed]
+    prune_groups([(variables, sparsity) for variables in groups], threshold)
+    return sparsity_report(model, exclude=exclude)
+
+
+def prune_groups(
+    groups: Sequence[tuple[Sequence[Any], float | None]], threshold: float | None = None
+) -> None:
+    """Prunes each group of variables on its own, to its sparsity or at a threshold.
+
+    Raises:
+        ValueError: If a weight is not finite; then nothing is pruned.
+    """
     pruned: list[tuple[Any, np.ndarray]] = []
-    for variables in groups:
+    for variables, sparsity in groups:
         arrays = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
         _check_finite(variables, arrays)
         if threshold is not None:
@@ -89,9 +97,17 @@ def prune(
         else:
             masks = _largest(arrays, sparsity)
         pruned += zip(variables, [a * m for a, m in zip(arrays, masks, strict=True)], strict=True)
-    for variable, array in pruned:  # Nothing is changed before all can be.
+    for variable, array in pruned:
         variable.assign(array)
-    return sparsity_report(model, exclude=exclude)
+
+
+def check_scope(scope: Any) -> None:
+    """Raises ValueError unless `scope` is a known one."""
+    if scope not in SCOPES:
+        raise ValueError(
+            'Argument `scope` must be "global" (one ranking over the whole model) or "layer" '
+            f"(each layer to the same sparsity). Received: scope={scope!r}"
+        )
 
 
 def _check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:

@@ -187,10 +187,9 @@ def by_layer(model: keras.Model, variables: Sequence[Any]) -> list[tuple[str, li
 
 
 def _decayed_by(optimizer: Any) -> list[Any]:
-    """What an optimizer decays, or those in it: in a LossScaleOptimizer or a MultiOptimizer."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    optimizers = getattr(optimizer, "optimizers", None) or [optimizer]
-    decayed = [getattr(each, "decayed_variables", None) or [] for each in optimizers]
+    """What an optimizer decays, those in it, and a decay beside it."""
+    found = selection.optimizers_within(optimizer)
+    decayed = [getattr(each, "decayed_variables", None) or [] for each in found]
     return [variable for variables in decayed for variable in variables]
 
 

@@ -1,0 +1,184 @@
+"""The decay after each batch, for a model compiled with any optimizer.
+
+`LpDecayCallback` is for optimizers that cannot be an Lp optimizer and for training steps of
+the user's own. What it knows and changes lives in a `DecayOnly` that it puts beside the
+model's optimizer, so that it is saved with the weights and the report finds it.
+"""
+
+import functools
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_lp.callbacks.compiling import compiled
+from keras_lp.callbacks.training import (
+    add_logs,
+    batches_seen,
+    innermost,
+    lp_optimizers,
+    strategy_scope,
+)
+from keras_lp.optimizers.arguments import DecayArguments
+from keras_lp.optimizers.decay_only import DecayOnly
+from keras_lp.optimizers.lp_update import document
+from keras_lp.sparsity.report import check_model
+
+
+@document
+class LpDecayCallback(keras.callbacks.Callback):
+    """Applies the decoupled decay for any p-norm after each step of any optimizer.
+
+    Formula: `w_new = w / (1 + learning_rate * weight_decay * |r|**(p - 2))`, where `w` is the
+    weight after the optimizer's step, `r` the one before it (`reference="previous"`) or `w`
+    itself (`"updated"`), and `learning_rate` that of the step. The weights are those that the
+    matching Lp optimizer gives. `keras_lp.LpAdamW`, its like and `keras_lp.LpDecay` are
+    faster and keep no second copy of the weights; use them where you can.
+
+    Adds to the logs of each epoch: `sparsity` (share of zeros in the decayed variables),
+    `nonzero` (the number of other entries), `weight_decay` and `p`. Place it before the
+    callbacks that are to see them.
+
+    Args:
+        {{lp_arguments}}
+        optimizer: The optimizer whose steps are followed. Defaults to the model's; for a
+            model with several pass one of them, and leave the variables of the others out
+            with `exclude`.
+
+    Raises:
+        {{raises}} At the beginning of the training, if the model is not built, or the rule
+            cannot hold: its optimizer decays by an Lp rule already, averages weights
+            (`use_ema`) or is a `MultiOptimizer`, or `steps_per_execution` is not 1.
+
+    Example:
+    >>> model.compile(optimizer="adam", loss="mse")
+    >>> model.fit(x, y, callbacks=[keras_lp.LpDecayCallback(weight_decay=0.1, p=0.8)])
+
+    Reference:
+
+    - [Outmezguine and Levi, 2024](https://arxiv.org/abs/2404.10824)
+    """
+
+    def __init__(
+        self,
+        weight_decay: Any = 0.004,
+        p: Any = 0.8,
+        reference: str = "previous",
+        exclude: str | Iterable[str] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        optimizer: keras.optimizers.Optimizer | None = None,
+    ) -> None:
+        super().__init__()
+        arguments = DecayArguments.of(weight_decay, p, reference, exclude, overrides)
+        self._arguments = {**vars(arguments), "overrides": dict(arguments.overrides)}
+        self._decay = DecayOnly(**self._arguments)
+        self._optimizer = optimizer
+        self._variables: list[Any] = []  # Those that the decay is built for.
+        self._leader: Any = None
+        self._counts_all = False  # Inside a LossScaleOptimizer it leaves out what overflows.
+        self._apply: Any = None
+        self._batches = self._batches_before = 0  # that the optimizer has seen
+
+    @property
+    def weight_decay(self) -> Any:
+        """Current strength, as in an Lp optimizer; can be set, also during training."""
+        return self._decay.weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, value: Any) -> None:
+        self._decay.weight_decay = value
+        self._arguments["weight_decay"] = value
+
+    @property
+    def p(self) -> Any:
+        """Current exponent of the norm."""
+        return self._decay.p
+
+    @property
+    def decayed_variables(self) -> list[Any]:
+        """The variables that the decay acts on; empty before the training."""
+        return self._decay.decayed_variables
+
+    def set_model(self, model: keras.Model) -> None:
+        """Puts the decay beside the optimizer of a model."""
+        super().set_model(model)
+        check_model(model)
+        self._leader = innermost(self._optimizer or model.optimizer)
+        _check(model, self._leader)
+        self._counts_all = self._leader is model.optimizer
+        if list(map(id, self._variables)) != list(map(id, model.trainable_variables)):
+            with strategy_scope(model):
+                self._decay = DecayOnly(**self._arguments)
+                self._decay.build(model.trainable_variables)
+            self._variables = model.trainable_variables
+            self._apply = None
+        self._decay.is_applied = True
+        model.optimizer.lp_decay = self._decay
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Leaves the decay where it is: it says which variables are decayed."""
+        self._decay.is_applied = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Takes the weights as they are now, whatever was done to them since the last batch."""
+        self._decay.start(self._leader)
+        self._batches = self._batches_before = batches_seen(self._leader)
+        if self._apply is None:
+            follow = functools.partial(self._decay.follow, self._leader)
+            self._apply = compiled(follow, *self._decay.followed(self._leader), self.model)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Decays, if the optimizer has made a step."""
+        self._batches += 1
+        if self._decay.may_decay and not self._is_between_steps():
+            self._apply()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Adds to the logs; warns if the optimizer made no step, so that nothing was decayed."""
+        if batches_seen(self._leader) == self._batches_before:
+            warnings.warn(
+                f"`LpDecayCallback` decays after the steps of {self._leader.name!r}, which made "
+                "none in this epoch. If the model trains with another optimizer, pass that one: "
+                "`LpDecayCallback(optimizer=...)`.",
+                stacklevel=2,
+            )
+        add_logs(self.model, logs)
+
+    def _is_between_steps(self) -> bool:
+        """Whether the optimizer has only accumulated the gradients of this batch."""
+        every = self._leader.gradient_accumulation_steps
+        return bool(every and self._counts_all and self._batches % every)
+
+
+def _check(model: keras.Model, leader: Any) -> None:
+    """Raises an error that says what to do, unless the rule holds for a training."""
+    if not isinstance(leader, keras.optimizers.Optimizer):
+        raise TypeError(
+            "Argument `optimizer` must be a Keras optimizer, or the model compiled with one. "
+            f"Received: optimizer={leader!r}"
+        )
+    received = f"Received: optimizer={leader!r}"
+    if any(not isinstance(each, DecayOnly) for each in lp_optimizers(model)):
+        raise ValueError(
+            "The model's optimizer decays by an Lp rule already; the callback would do so "
+            f"a second time. Leave out one of the two. {received}"
+        )
+    if isinstance(leader, getattr(keras.optimizers, "MultiOptimizer", ())):
+        raise ValueError(
+            "`LpDecayCallback` follows one optimizer. Give the decay to those in the "
+            f"`MultiOptimizer`, such as `LpAdamW` or `LpDecay(optimizer)`. {received}"
+        )
+    if leader.use_ema:
+        raise ValueError(
+            "With `use_ema=True` the weights end as an average in which no zero lasts. Use "
+            "`LpAdamW` or `LpDecay(optimizer)`, whose average keeps zeros, in place of "
+            f"`LpDecayCallback`. {received}"
+        )
+    if model.steps_per_execution > 1:
+        raise ValueError(
+            "`LpDecayCallback` has to decay after each step, and is called once for several. Use "
+            "`LpAdamW` or `LpDecay(optimizer)` in its place, or compile with "
+            f"`steps_per_execution=1`. Received: steps_per_execution={model.steps_per_execution}"
+        )

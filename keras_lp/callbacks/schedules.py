@@ -1,0 +1,170 @@
+"""How sparsity grows over the steps of a training, in the arguments that TF-MOT has.
+
+A schedule is a frozen value that knows nothing of models. `SparsityTarget` follows it.
+Source: Zhu and Gupta, "To prune, or not to prune", arXiv:1710.01878, and
+`tfmot.sparsity.keras.PolynomialDecay` and `ConstantSparsity`.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+POWERS = {"cubic": 3, "linear": 1, "constant": math.inf}
+_DEFAULT_LOOKS = 100  # at the weights, from begin to end
+_LONGEST_FREQUENCY = 100
+_DEFAULT_END = 0.75  # of the training; the rest is for fine-tuning
+
+
+@dataclass(frozen=True)
+class PolynomialSparsity:
+    """Sparsity that grows fast at first, and ever slower up to its end.
+
+    Formula: `s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin))**power`.
+
+    Args:
+        initial_sparsity: Float in [0, 1), the share of zeros to begin with; `None` for those
+            that are there at `begin_step`.
+        final_sparsity: Float in [0, 1), the share of zeros at `end_step`.
+        begin_step: Integer >= 0, the step to begin at. A step is a batch of the training.
+        end_step: Integer > `begin_step`, the step to reach `final_sparsity` at. `None` for
+            three quarters of the training.
+        power: Float > 0. `1` is a straight line. Defaults to `3`.
+        frequency: Integer >= 1, the steps from one look at the weights to the next; `None` for
+            a hundredth of the way, but at most 100.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+    >>> schedule = keras_lp.PolynomialSparsity(0.0, 0.9, begin_step=0, end_step=2000)
+    >>> keras_lp.SparsityTarget(schedule=schedule)
+    """
+
+    initial_sparsity: float | None
+    final_sparsity: float
+    begin_step: int = 0
+    end_step: int | None = None
+    power: float = 3
+    frequency: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.initial_sparsity is not None:
+            check_sparsity("initial_sparsity", self.initial_sparsity)
+        check_sparsity("final_sparsity", self.final_sparsity)
+        _check_step("begin_step", self.begin_step, 0)
+        if self.end_step is not None:
+            _check_step("end_step", self.end_step, self.begin_step + 1)
+        if self.frequency is not None:
+            _check_step("frequency", self.frequency, 1)
+        if not (isinstance(self.power, Real) and self.power > 0):
+            raise ValueError(
+                "Argument `power` must be a number > 0, such as 3, or 1 for a straight line. "
+                f"Received: power={self.power!r}"
+            )
+
+    def sparsity(self, step: float, initial: float, final: float, end: int) -> float:
+        """The sparsity at a step, on the way from one to another that ends at `end`."""
+        done = min(max((step - self.begin_step) / (end - self.begin_step), 0.0), 1.0)
+        left = 0.0 if math.isinf(self.power) else (1.0 - done) ** self.power
+        return final + (initial - final) * left
+
+    def end(self, steps: int | None) -> int:
+        """The step to end at, in a training of so many steps."""
+        if self.end_step is not None:
+            return int(self.end_step)
+        if steps is None:
+            raise ValueError(
+                "Argument `end_step` is needed, since the number of steps in an epoch of this "
+                "training is not known. Received: end_step=None"
+            )
+        end = self.begin_step + int(_DEFAULT_END * (steps - self.begin_step))
+        if end <= self.begin_step:
+            raise ValueError(
+                f"Argument `begin_step` leaves no steps in a training of {steps}. "
+                f"Received: begin_step={self.begin_step}"
+            )
+        return end
+
+    def every(self, end: int) -> int:
+        """The steps from one look at the weights to the next, if it ends at `end`."""
+        steps = (end - self.begin_step) // _DEFAULT_LOOKS
+        return int(self.frequency or min(max(steps, 1), _LONGEST_FREQUENCY))
+
+
+@dataclass(frozen=True)
+class ConstantSparsity:
+    """One sparsity from the beginning on, reached as fast as the decay can.
+
+    Args:
+        target_sparsity: Float in [0, 1), the share of zeros.
+        begin_step: Integer >= 0, the step to begin at. A step is a batch of the training.
+        end_step: Integer > `begin_step`, the step at which the sparsity is made exact and the
+            zeros are frozen; `-1` for three quarters of the training.
+        frequency: Integer >= 1, the steps from one look at the weights to the next; `None` for
+            a hundredth of the way, but at most 100.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    target_sparsity: float
+    begin_step: int = 0
+    end_step: int = -1
+    frequency: int | None = None
+
+    def __post_init__(self) -> None:
+        check_sparsity("target_sparsity", self.target_sparsity)
+        self.as_polynomial()
+
+    def as_polynomial(self) -> PolynomialSparsity:
+        """The same as a polynomial of infinite power, which is at its end at once."""
+        return PolynomialSparsity(
+            None,
+            self.target_sparsity,
+            self.begin_step,
+            None if self.end_step == -1 else self.end_step,
+            math.inf,
+            self.frequency,
+        )
+
+
+def as_schedule(schedule: Any) -> PolynomialSparsity:
+    """A schedule of ours or of TF-MOT's as a polynomial.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if isinstance(schedule, PolynomialSparsity):
+        return schedule
+    if isinstance(schedule, ConstantSparsity):
+        return schedule.as_polynomial()
+    # TF-MOT's, told by what it says of itself, so that TF-MOT is not imported here.
+    described = schedule.get_config() if hasattr(schedule, "get_config") else {}
+    if described.get("class_name") == "PolynomialDecay":
+        return PolynomialSparsity(**described["config"])
+    if described.get("class_name") == "ConstantSparsity":
+        return ConstantSparsity(**described["config"]).as_polynomial()
+    raise ValueError(
+        f"Argument `schedule` must be one of {sorted(POWERS)}, a `PolynomialSparsity`, a "
+        "`ConstantSparsity`, or one of these two of TF-MOT's (`PolynomialDecay`, "
+        f"`ConstantSparsity`). Received: schedule={schedule!r}"
+    )
+
+
+def check_sparsity(name: str, value: Any) -> float:
+    """Returns a sparsity as a float; raises ValueError unless it is in [0, 1)."""
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= float(value) < 1):
+        raise ValueError(
+            f"Argument `{name}` must be a number from 0 up to, but not including, 1: the share "
+            f"of weights that are zero, 0.9 for 90 %. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def _check_step(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not (isinstance(value, Integral) and int(value) >= least):
+        raise ValueError(
+            f"Argument `{name}` must be an integer >= {least}, a number of steps, which are "
+            f"batches. Received: {name}={value!r}"
+        )

@@ -1,0 +1,348 @@
+"""Training to a sparsity that is given, instead of with a strength that is guessed.
+
+`SparsityTarget` looks at the weights every few steps, asks the law in `control` how fast
+they have to fall, and sets the strengths of the model's Lp optimizer accordingly. At the
+end it prunes what is left over, freezes the zeros and turns the decay off.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lp.callbacks.control import Course, strength
+from keras_lp.callbacks.measuring import Magnitudes, measure
+from keras_lp.callbacks.schedules import POWERS, PolynomialSparsity, as_schedule, check_sparsity
+from keras_lp.callbacks.training import add_logs, batches_seen, lp_optimizers, strategy_scope
+from keras_lp.selection import check_patterns, find_overrides, list_paths
+from keras_lp.sparsity.freezing import freeze_zeros
+from keras_lp.sparsity.pruning import check_scope, prune_groups
+from keras_lp.sparsity.report import by_layer, check_model
+
+
+class SparsityTarget(keras.callbacks.Callback):
+    """Steers the strength of the decay so that a model gets a given sparsity.
+
+    Between `begin_step` and `end_step` the `weight_decay` of the model's Lp optimizer, or of
+    its `keras_lp.LpDecayCallback`, is set such that the sparsity follows a schedule. At
+    `end_step` the weights of least magnitude that are left over become zero, so that the
+    sparsity is the target, exact to one weight; the zeros are frozen as by
+    `keras_lp.freeze_zeros`, and the decay is turned off: the rest of the training fine-tunes.
+    Before `begin_step` nothing is decayed.
+
+    Formula: `weight_decay = speed * Q**max(1 - p, 0)`, where `Q` is the magnitude under which
+    weights have to fall for the scheduled sparsity a tenth of the way ahead, and `speed` (of
+    a weight of this magnitude, in units of the learning rate) grows while there are fewer
+    zeros than scheduled and falls while there are more. With `Q` the decay ends by itself.
+
+    What it has to know is saved with the optimizer, so that `BackupAndRestore` resumes it.
+    Adds `sparsity`, `nonzero`, `weight_decay` and `p` to the logs of each epoch.
+
+    Args:
+        final_sparsity: Float in [0, 1), the share of zeros in the decayed variables.
+        begin_step: Integer >= 0, the step to begin at, counted in batches since the training
+            with this callback began. Defaults to `0`.
+        end_step: Integer, the step to reach `final_sparsity` at. Defaults to three quarters
+            of the training.
+        frequency: Integer >= 1, the steps from one look at the weights to the next. Defaults
+            to a hundredth of the way, but at most 100.
+        schedule: `"cubic"`, `"linear"`, `"constant"`, or in place of all arguments before a
+            `keras_lp.PolynomialSparsity`, a `keras_lp.ConstantSparsity` or their like in
+            TF-MOT. Defaults to `"cubic"`.
+        scope: `"global"`, one ranking over the whole model, or `"layer"`, each layer to the
+            same sparsity. Defaults to `"global"`.
+        overrides: Dictionary from regular expressions, searched in the paths of the decayed
+            variables, to the final sparsity of those that match, ranked on their own:
+            `{"embedding": 0.5}`. The first that matches counts. Defaults to `None`.
+
+    Raises:
+        ValueError: If an argument is out of its range; at the beginning of the training, if
+            the model has no Lp optimizer or `LpDecayCallback` or one whose strength cannot be
+            steered, or it has more zeros than `final_sparsity` asks for.
+
+    Example:
+    >>> model.compile(keras_lp.LpAdamW(1e-3), "sparse_categorical_crossentropy")
+    >>> model.fit(x, y, epochs=20, callbacks=[keras_lp.SparsityTarget(0.9)])
+    >>> keras_lp.sparsity_report(model).sparsity
+    0.9
+    """
+
+    def __init__(
+        self,
+        final_sparsity: float | None = None,
+        begin_step: int = 0,
+        end_step: int | None = None,
+        frequency: int | None = None,
+        schedule: Any = "cubic",
+        *,
+        scope: str = "global",
+        overrides: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        check_scope(scope)
+        steps = {"begin_step": begin_step, "end_step": end_step, "frequency": frequency}
+        self._schedule = _schedule(schedule, final_sparsity, steps)
+        self._scope = scope
+        self._overrides = _check_overrides(overrides)
+        self._is_frozen = False
+        self._step = 0  # since the start; what follows is known from the first epoch on
+        self._epoch_start = self._end = 0
+        self._is_closed = False
+
+    def set_model(self, model: keras.Model) -> None:
+        """Finds what to steer, and puts the memory of this callback beside the optimizer."""
+        super().set_model(model)
+        check_model(model)
+        with strategy_scope(model):
+            self._decays = _steerable(model)
+            self._groups = self._group(model)
+            self._memory = _Memory(len(self._groups))
+        self._look = measure([variables for variables, _ in self._groups], model)
+        # Beside the optimizer it is saved with the weights, and no part of the model.
+        model.optimizer.sparsity_target = self._memory
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Begins, or goes on where a training that was interrupted has been."""
+        memory, seen = self._memory, batches_seen(self.model.optimizer)
+        is_new = int(memory.start) < 0
+        if is_new:
+            memory.start.assign(seen)
+            memory.end.assign(self._schedule.end(self._steps_from(epoch)))
+            self._turn_off()
+        self._end = int(memory.end)
+        self._is_closed = bool(int(memory.is_closed))
+        self._step = self._epoch_start = max(self._step, seen - int(memory.start))
+        if is_new and self._schedule.begin_step == 0:
+            self._steer()
+        if self._is_closed and not self._is_frozen:
+            self._freeze()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Steers every few steps, and closes at the last one."""
+        before, self._step = self._step, self._epoch_start + batch + 1
+        if self._is_closed or self._step < self._schedule.begin_step:
+            return
+        if self._step >= self._end:
+            self._close()
+        elif self._looks(self._step) > self._looks(before):
+            self._steer()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Adds to the logs."""
+        add_logs(self.model, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Warns if the training was too short."""
+        if not self._is_closed:
+            warnings.warn(
+                f"The training ended at step {self._step}, before `end_step={self._end}`: the "
+                "sparsity is not the final one. Train on with the same callback, or make the "
+                "rest zero with `keras_lp.prune`.",
+                stacklevel=2,
+            )
+
+    def _steps_from(self, epoch: int) -> int | None:
+        """The number of steps of the training that begins with an epoch, if it is known."""
+        steps = self.params.get("steps")
+        return steps and steps * (self.params["epochs"] - epoch)
+
+    def _looks(self, step: int) -> int:
+        """How many looks at the weights are due up to a step, after that at the begin."""
+        return (step - self._schedule.begin_step) // self._schedule.every(self._end)
+
+    def _steer(self) -> None:
+        """Sets the strengths by what the weights are now."""
+        memory, found = self._memory, self._look()
+        if math.isnan(_numbers(memory.initial)[0]):
+            memory.initial.assign(self._initial(found))
+        rate = max(_numbers(decay.learning_rate) for decay in self._decays)
+        every = self._schedule.every(self._end)
+        speeds, magnitudes = [], []
+        for (_, final), initial, before, one in zip(
+            self._groups, _numbers(memory.initial), _numbers(memory.log_speed), found, strict=True
+        ):
+            course = Course(self._schedule, initial, final, self._end)
+            speeds.append(course.log_speed(self._step, one, before, every, rate))
+            magnitudes.append(course.magnitude_to_fall(self._step, one))
+        memory.log_speed.assign(speeds)
+        for decay in self._decays:
+            groups = [self._group_of[id(variable)] for variable in decay.decayed_variables]
+            decay.steer(
+                [
+                    strength(speeds[group], magnitudes[group], p)
+                    for group, p in zip(groups, decay.steered_exponents(), strict=True)
+                ]
+            )
+
+    def _close(self) -> None:
+        """Makes the sparsity exact, keeps the zeros and ends the decay."""
+        found = self._look()
+        prune_groups(self._groups)
+        for decay in self._decays:
+            decay.zero_averages()
+        self._freeze()
+        self._turn_off()
+        self._memory.is_closed.assign(1)
+        self._is_closed = True
+        over = [
+            f"{one.sparsity:.2%} in place of {final:.2%} of {list_paths(variables, 3)}"
+            for one, (variables, final) in zip(found, self._groups, strict=True)
+            if one.zeros > round(final * one.size)
+        ]
+        if over:
+            warnings.warn(
+                "More weights became zero than `SparsityTarget` asked for, and zeros do not come "
+                f"back: {'; '.join(over)}. Leave more steps between `begin_step` and `end_step`.",
+                stacklevel=2,
+            )
+
+    def _freeze(self) -> None:
+        freeze_zeros(self.model)
+        self._is_frozen = True
+
+    def _turn_off(self) -> None:
+        for decay in self._decays:
+            decay.steer([0.0] * len(decay.decayed_variables))
+
+    def _initial(self, found: Sequence[Magnitudes]) -> list[float]:
+        """The sparsity that each group begins with; raises ValueError where it is too high."""
+        for one, (variables, final) in zip(found, self._groups, strict=True):
+            if one.zeros > round(final * one.size):
+                raise ValueError(
+                    "The final sparsity must not be below that of the beginning, since zeros do "
+                    f"not come back. Received: a final sparsity of {final:.2%} for variables with "
+                    f"{one.sparsity:.2%} zeros ({list_paths(variables, 3)})"
+                )
+        given = self._schedule.initial_sparsity
+        finals = [final for _, final in self._groups]
+        return [
+            one.sparsity if given is None else min(given, final)
+            for one, final in zip(found, finals, strict=True)
+        ]
+
+    def _group(self, model: keras.Model) -> list[tuple[list[Any], float]]:
+        """Groups of variables that are ranked together, each with its final sparsity."""
+        variables = [v for decay in self._decays for v in decay.decayed_variables]
+        overridden_by = find_overrides(variables, list(self._overrides))
+        parts: dict[int | None, list[Any]] = {}
+        for variable, override in zip(variables, overridden_by, strict=True):
+            parts.setdefault(override, []).append(variable)
+        finals = list(self._overrides.values())
+        groups = [
+            (members, self._schedule.final_sparsity if override is None else finals[override])
+            for override, part in parts.items()
+            for members in (
+                [m for _, m in by_layer(model, part)] if self._scope == "layer" else [part]
+            )
+        ]
+        self._group_of = {id(v): number for number, (vs, _) in enumerate(groups) for v in vs}
+        return groups
+
+
+class _Memory(keras.layers.Layer):
+    """What a `SparsityTarget` has to know to go on; a layer, since Keras saves layers.
+
+    Args:
+        groups: Number of groups.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__(name="sparsity_target")
+        # Batches that the optimizer had seen at the start, -1 before it; the step of the end.
+        self.start = self._add("start", (), "int32", -1)
+        self.end = self._add("end", (), "int32", 0)
+        self.is_closed = self._add("is_closed", (), "int32", 0)
+        # For each group its sparsity at `begin_step`, and the logarithm of its speed.
+        self.initial = self._add("initial", (groups,), "float32", math.nan)
+        self.log_speed = self._add("log_speed", (groups,), "float32", math.nan)
+        self.built = True
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what was saved; nothing from a file that has none of it."""
+        if len(store.keys()) > 0:
+            super().load_own_variables(store)
+
+    def _add(self, name: str, shape: tuple[int, ...], dtype: str, value: float) -> Any:
+        initializer = keras.initializers.Constant(value)
+        return self.add_weight(
+            shape=shape, initializer=initializer, dtype=dtype, trainable=False, name=name
+        )
+
+
+def _numbers(variable: Any) -> Any:
+    """A number or a list of them, out of a variable or tensor."""
+    return ops.convert_to_numpy(variable).tolist()
+
+
+def _schedule(
+    schedule: Any, final_sparsity: float | None, steps: Mapping[str, Any]
+) -> PolynomialSparsity:
+    """What the arguments of the constructor describe; raises ValueError where they do not."""
+    if isinstance(schedule, str) and schedule in POWERS:
+        if final_sparsity is None:
+            raise ValueError(
+                "Argument `final_sparsity` is needed: the share of weights that are to be zero, "
+                "0.9 for 90 %. Received: final_sparsity=None"
+            )
+        return PolynomialSparsity(None, final_sparsity, power=POWERS[schedule], **steps)
+    converted = as_schedule(schedule)
+    given = {name: value for name, value in steps.items() if value}
+    if final_sparsity is not None or given:
+        raise ValueError(
+            "With a schedule object leave out `final_sparsity`, `begin_step`, `end_step` and "
+            "`frequency`, which the object says. Received: "
+            f"schedule={schedule!r}, final_sparsity={final_sparsity!r}, {steps}"
+        )
+    return converted
+
+
+def _check_overrides(overrides: Any) -> dict[str, float]:
+    overrides = {} if overrides is None else overrides
+    if not isinstance(overrides, Mapping):
+        raise ValueError(
+            "Argument `overrides` must be a dictionary from regular expressions to sparsities, "
+            f'such as {{"embedding": 0.5}}. Received: overrides={overrides!r}'
+        )
+    for pattern in overrides:
+        check_patterns("overrides", pattern)
+    return {
+        pattern: check_sparsity(f"overrides[{pattern!r}]", final)
+        for pattern, final in overrides.items()
+    }
+
+
+def _steerable(model: keras.Model) -> list[Any]:
+    """What decays the model, built; raises ValueError unless its strengths can be steered."""
+    decays = lp_optimizers(model)
+    received = f"Received: optimizer={model.optimizer!r}"
+    if not decays:
+        raise ValueError(
+            "`SparsityTarget` steers the decay of an Lp optimizer, and there is none. Compile the "
+            "model with `keras_lp.LpAdamW` or its like, or put a `keras_lp.LpDecayCallback` "
+            f"before this callback. {received}"
+        )
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    for decay in decays:
+        strengths = decay.weight_decay
+        strengths = strengths if isinstance(strengths, tuple) else (strengths,)
+        if not all(isinstance(one, keras.Variable) for one in strengths):
+            raise ValueError(
+                "`SparsityTarget` sets the strength, so that it cannot follow a schedule as well. "
+                f"Pass a number as `weight_decay`. {received}"
+            )
+        if any("weight_decay" in override for override in decay.overrides.values()):
+            raise ValueError(
+                "`SparsityTarget` sets the strengths, those of `overrides` too. Leave out "
+                "`weight_decay` there; other targets for some variables are "
+                f"`SparsityTarget(overrides={{'embedding': 0.5}})`. {received}"
+            )
+        if any(p >= 2 for p in decay.steered_exponents()):
+            raise ValueError(
+                "A decay of p >= 2 makes no zeros. Use p < 2, such as p=0.8. "
+                f"{received}, p={decay.p!r}"
+            )
+    return decays

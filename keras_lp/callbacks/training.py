@@ -1,0 +1,53 @@
+"""What the callbacks share about a running training."""
+
+import contextlib
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lp.optimizers.decay_only import step_count
+from keras_lp.optimizers.lp_update import LpUpdate
+from keras_lp.selection import optimizers_within
+from keras_lp.sparsity import sparsity_report
+
+
+def lp_optimizers(model: keras.Model) -> list[LpUpdate]:
+    """What decays a model by an Lp rule now, the decay of a `LpDecayCallback` included."""
+    found = optimizers_within(model.optimizer)
+    # The decay of a callback stays after its training, without effect.
+    return [o for o in found if isinstance(o, LpUpdate) and getattr(o, "is_applied", True)]
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer that makes the steps: the one inside a `LossScaleOptimizer`."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def batches_seen(optimizer: Any) -> int:
+    """How many batches an optimizer has seen."""
+    return int(ops.convert_to_numpy(step_count(innermost(optimizer))))
+
+
+def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Where variables are created that go with a model's: under its `tf.distribute` strategy."""
+    if keras.backend.backend() == "tensorflow":
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
+
+
+def add_logs(model: keras.Model, logs: dict[str, Any] | None, exclude: Any = None) -> None:
+    """Adds sparsity and decay to the logs of an epoch, unless another callback did.
+
+    `sparsity` and `nonzero` count over the decayed variables. `weight_decay` and `p` are
+    those of the model's Lp optimizer; of several norms the second has the suffix `_1`.
+    """
+    if logs is None or "sparsity" in logs:
+        return
+    report = sparsity_report(model, exclude=exclude)
+    logs |= {"sparsity": report.sparsity, "nonzero": report.size - report.zeros}
+    for name in ("weight_decay", "p"):
+        values = [getattr(optimizer, name) for optimizer in lp_optimizers(model)]
+        norms = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
+        for number, value in enumerate(norms):
+            logs[f"{name}_{number}" if number else name] = float(ops.convert_to_numpy(value))
