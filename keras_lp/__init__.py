@@ -1,5 +1,6 @@
 """Sparse Keras 3 models by decoupled weight decay for any p-norm."""
 
+from keras_lp import plotting
 from keras_lp.callbacks import (
     ConstantSparsity,
     LpDecayCallback,
@@ -37,6 +38,7 @@ __all__ = [
     "export_tflite",
     "freeze_zeros",
     "penalty",
+    "plotting",
     "prune",
     "sparsity_report",
     "strip_pruning",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from keras_lp.sparsity.pruning import check_sparsity
+
 POWERS = {"cubic": 3, "linear": 1, "constant": math.inf}
 _DEFAULT_LOOKS = 100  # at the weights, from begin to end
 _LONGEST_FREQUENCY = 100
@@ -23,9 +25,9 @@ class PolynomialSparsity:
     Formula: `s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin))**power`.
 
     Args:
-        initial_sparsity: Float in [0, 1), the share of zeros to begin with; `None` for those
+        initial_sparsity: Float in [0, 1], the share of zeros to begin with; `None` for those
             that are there at `begin_step`.
-        final_sparsity: Float in [0, 1), the share of zeros at `end_step`.
+        final_sparsity: Float in [0, 1], the share of zeros at `end_step`.
         begin_step: Integer >= 0, the step to begin at. A step is a batch of the training.
         end_step: Integer > `begin_step`, the step to reach `final_sparsity` at. `None` for
             three quarters of the training.
@@ -97,7 +99,7 @@ class ConstantSparsity:
     """One sparsity from the beginning on, reached as fast as the decay can.
 
     Args:
-        target_sparsity: Float in [0, 1), the share of zeros.
+        target_sparsity: Float in [0, 1], the share of zeros.
         begin_step: Integer >= 0, the step to begin at. A step is a batch of the training.
         end_step: Integer > `begin_step`, the step at which the sparsity is made exact and the
             zeros are frozen; `-1` for three quarters of the training.
@@ -150,16 +152,6 @@ def as_schedule(schedule: Any) -> PolynomialSparsity:
         "`ConstantSparsity`, or one of these two of TF-MOT's (`PolynomialDecay`, "
         f"`ConstantSparsity`). Received: schedule={schedule!r}"
     )
-
-
-def check_sparsity(name: str, value: Any) -> float:
-    """Returns a sparsity as a float; raises ValueError unless it is in [0, 1)."""
-    if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= float(value) < 1):
-        raise ValueError(
-            f"Argument `{name}` must be a number from 0 up to, but not including, 1: the share "
-            f"of weights that are zero, 0.9 for 90 %. Received: {name}={value!r}"
-        )
-    return float(value)
 
 
 def _check_step(name: str, value: Any, least: int) -> None:

@@ -15,11 +15,11 @@ from keras import ops
 
 from keras_lp.callbacks.control import Course, strength
 from keras_lp.callbacks.measuring import Magnitudes, measure
-from keras_lp.callbacks.schedules import POWERS, PolynomialSparsity, as_schedule, check_sparsity
+from keras_lp.callbacks.schedules import POWERS, PolynomialSparsity, as_schedule
 from keras_lp.callbacks.training import add_logs, batches_seen, lp_optimizers, strategy_scope
 from keras_lp.selection import check_patterns, find_overrides, list_paths
 from keras_lp.sparsity.freezing import freeze_zeros
-from keras_lp.sparsity.pruning import check_scope, prune_groups
+from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
 from keras_lp.sparsity.report import by_layer, check_model
 
 
@@ -42,7 +42,7 @@ class SparsityTarget(keras.callbacks.Callback):
     Adds `sparsity`, `nonzero`, `weight_decay` and `p` to the logs of each epoch.
 
     Args:
-        final_sparsity: Float in [0, 1), the share of zeros in the decayed variables.
+        final_sparsity: Float in [0, 1], the share of zeros in the decayed variables.
         begin_step: Integer >= 0, the step to begin at, counted in batches since the training
             with this callback began. Defaults to `0`.
         end_step: Integer, the step to reach `final_sparsity` at. Defaults to three quarters
@@ -306,12 +306,10 @@ def _check_overrides(overrides: Any) -> dict[str, float]:
             "Argument `overrides` must be a dictionary from regular expressions to sparsities, "
             f'such as {{"embedding": 0.5}}. Received: overrides={overrides!r}'
         )
-    for pattern in overrides:
+    for pattern, final in overrides.items():
         check_patterns("overrides", pattern)
-    return {
-        pattern: check_sparsity(f"overrides[{pattern!r}]", final)
-        for pattern, final in overrides.items()
-    }
+        check_sparsity(f"overrides[{pattern!r}]", final)
+    return dict(overrides)
 
 
 def _steerable(model: keras.Model) -> list[Any]:

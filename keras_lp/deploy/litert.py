@@ -20,8 +20,8 @@ import numpy as np
 
 from keras_lp.deploy.copying import is_functional, is_subclassed
 from keras_lp.deploy.inference import outputs_of
-from keras_lp.deploy.optional import require
 from keras_lp.deploy.sparse_encoding import encode_zeros
+from keras_lp.optional import require
 from keras_lp.sparsity.report import check_model
 
 # Largest error that verification accepts, as a share of the largest output. Broken files

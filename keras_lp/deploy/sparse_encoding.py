@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lp.deploy.optional import require
+from keras_lp.optional import require
 
 # Operations that take their weights from a DENSIFY, in LiteRT with and without XNNPACK; and
 # those that do so behind a DEQUANTIZE of float16 weights, where CONV_3D and GATHER were seen

@@ -73,7 +73,7 @@ def prune(
     if threshold is not None:
         check_threshold(threshold)
     else:
-        _check_sparsity(sparsity)
+        check_sparsity("sparsity", sparsity)
     decayed = decayed_variables(model, exclude)
     groups = [members for _, members in by_layer(model, decayed)] if scope == "layer" else [decayed]
     prune_groups([(variables, sparsity) for variables in groups], threshold)
@@ -91,7 +91,7 @@ def prune_groups(
     pruned: list[tuple[Any, np.ndarray]] = []
     for variables, sparsity in groups:
         arrays = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
-        _check_finite(variables, arrays)
+        check_finite(variables, arrays)
         if threshold is not None:
             masks = [np.abs(array) > threshold for array in arrays]
         else:
@@ -110,20 +110,22 @@ def check_scope(scope: Any) -> None:
         )
 
 
-def _check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+def check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+    """Raises ValueError, with the paths of the variables, unless all values are finite."""
     broken = [v for v, a in zip(variables, arrays, strict=True) if not np.isfinite(a).all()]
     if broken:
         raise ValueError(
-            "Argument `model` has weights that are not finite, which have no magnitude to rank "
-            f"by; train it anew. Received: model with NaN or infinity in {list_paths(broken)}"
+            "Argument `model` has weights that are not finite, which have no magnitude; "
+            f"train it anew. Received: model with NaN or infinity in {list_paths(broken)}"
         )
 
 
-def _check_sparsity(sparsity: Any) -> None:
-    if not (isinstance(sparsity, Real) and 0 <= float(sparsity) <= 1):
+def check_sparsity(name: str, value: Any) -> None:
+    """Raises ValueError unless `value`, the argument called `name`, is a number in [0, 1]."""
+    if not (isinstance(value, Real) and 0 <= float(value) <= 1):
         raise ValueError(
-            "Argument `sparsity` must be a number from 0 to 1, the share of weights that are "
-            f"zero; 0.9 for 90 %. Received: sparsity={sparsity!r}"
+            f"Argument `{name}` must be a number from 0 to 1, the share of weights that are "
+            f"zero; 0.9 for 90 %. Received: {name}={value!r}"
         )
 
 

@@ -193,6 +193,14 @@ def _decayed_by(optimizer: Any) -> list[Any]:
     return [variable for variables in decayed for variable in variables]
 
 
+def shorten(name: str, width: int) -> str:
+    """The name, cut in the middle if it has more than `width` characters."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
+
+
 def check_model(model: Any) -> None:
     """Raises TypeError unless `model` is a Keras 3 model, ValueError unless it is built."""
     if not isinstance(model, keras.Model):
@@ -239,9 +247,5 @@ def _cells(name: str, counted: LayerSparsity | SparsityReport) -> tuple[str, ...
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     """One row: the name to the left, cut in the middle if too long, numbers to the right."""
-    name, width = cells[0], widths[0]
-    if len(name) > width:
-        head = (width - 1) // 2
-        name = f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
     numbers = (cell.rjust(size) for cell, size in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join((name.ljust(width), *numbers)).rstrip()
+    return "  ".join((shorten(cells[0], widths[0]).ljust(widths[0]), *numbers)).rstrip()
