@@ -75,14 +75,17 @@ class Course:
         return before + _GAIN * every / self.length * min(max(error, -1.0), 1.0)
 
 
-def strength(log_speed: float, magnitude: float, p: float) -> float:
+def strength(
+    log_speed: float, magnitude: float, p: float, every: int, learning_rate: float
+) -> float:
     """The strength under which a weight of a magnitude falls at a speed.
 
-    Formula: `weight_decay = speed * magnitude**(1 - p)`, from the fall
-    `learning_rate * weight_decay * |w|**(p - 1)` in a step. For `p > 1`, where this would
-    grow without bound as the magnitude falls, it is `speed`.
+    Formula: `weight_decay = speed * magnitude**(1 - p)`, from the fall of
+    `learning_rate * weight_decay * |w|**(p - 1)` in a step. The speed is at most that at which
+    such a weight is zero by the next look, since no zero comes back.
     """
-    if magnitude == 0 or math.isnan(log_speed):
+    if magnitude == 0 or learning_rate == 0 or math.isnan(log_speed):
         return _PINNING
-    log_strength = log_speed + max(1.0 - p, 0.0) * math.log(magnitude)
+    log_limit = math.log(magnitude / (2 * learning_rate * every))
+    log_strength = min(log_speed, log_limit) + max(1.0 - p, 0.0) * math.log(magnitude)
     return math.exp(min(max(log_strength, math.log(_PINNING)), math.log(_STRONGEST)))

@@ -107,14 +107,14 @@ class SparsityTarget(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins, or goes on where a training that was interrupted has been."""
         memory, seen = self._memory, batches_seen(self.model.optimizer)
-        is_new = int(memory.start) < 0
+        is_new = _numbers(memory.start) < 0
         if is_new:
             memory.start.assign(seen)
             memory.end.assign(self._schedule.end(self._steps_from(epoch)))
             self._turn_off()
-        self._end = int(memory.end)
-        self._is_closed = bool(int(memory.is_closed))
-        self._step = self._epoch_start = max(self._step, seen - int(memory.start))
+        self._end = _numbers(memory.end)
+        self._is_closed = bool(_numbers(memory.is_closed))
+        self._step = self._epoch_start = max(self._step, seen - _numbers(memory.start))
         if is_new and self._schedule.begin_step == 0:
             self._steer()
         if self._is_closed and not self._is_frozen:
@@ -172,7 +172,7 @@ class SparsityTarget(keras.callbacks.Callback):
             groups = [self._group_of[id(variable)] for variable in decay.decayed_variables]
             decay.steer(
                 [
-                    strength(speeds[group], magnitudes[group], p)
+                    strength(speeds[group], magnitudes[group], p, every, rate)
                     for group, p in zip(groups, decay.steered_exponents(), strict=True)
                 ]
             )
@@ -338,9 +338,10 @@ def _steerable(model: keras.Model) -> list[Any]:
                 "`weight_decay` there; other targets for some variables are "
                 f"`SparsityTarget(overrides={{'embedding': 0.5}})`. {received}"
             )
-        if any(p >= 2 for p in decay.steered_exponents()):
+        if any(p > 1 for p in decay.steered_exponents()) and not ops.is_tensor(decay.p):
             raise ValueError(
-                "A decay of p >= 2 makes no zeros. Use p < 2, such as p=0.8. "
+                "`SparsityTarget` needs p <= 1, such as p=0.8: with a larger p the pull on a "
+                "weight vanishes as it comes near zero, and few weights get there. "
                 f"{received}, p={decay.p!r}"
             )
     return decays

@@ -108,7 +108,7 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         weight_decay = self._decay.weight_decay
         strengths = weight_decay if is_several(weight_decay) else (weight_decay,)
         changes = any(map(is_schedule, strengths)) or self._decay.overrides
-        return bool(changes) or any(float(strength) > 0 for strength in strengths)
+        return bool(changes) or any(ops.convert_to_numpy(one) > 0 for one in strengths)
 
     def _decay_one(self, index: int, variable: Any, rate: Any, *previous: Any) -> None:
         value = ops.convert_to_tensor(variable)

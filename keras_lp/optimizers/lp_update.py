@@ -365,10 +365,15 @@ class LpUpdate(keras.optimizers.Optimizer):
         that without a decay the weights stay bitwise those of the Keras optimizer.
         """
         super()._update_model_variables_moving_average(trainable_variables)
-        if not self.use_ema or self.reference == "updated":
+        if not self.use_ema:
             return
         for index, override in self._selection.overrides.items():
-            self._zero_average(index, trainable_variables[index], self._keeps_zeros(override))
+            if self.reference == "previous":
+                self._zero_average(index, trainable_variables[index], self._keeps_zeros(override))
+            constraint = self._trainable_variables[index].constraint
+            if constraint is not None:  # Keras averages what it is then applied to.
+                average = self._model_variables_moving_average[index]
+                average.assign(constraint(average))
 
     def zero_averages(self) -> None:
         """Zeroes the moving averages where a weight is 0, if the optimizer keeps averages."""

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lp.selection import optimizers_within
 from keras_lp.sparsity.report import decayed_variables
 
 
@@ -51,14 +52,17 @@ def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = No
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If the report refuses the model or `exclude`.
+        ValueError: If the report refuses the model or `exclude`, or the model's optimizer puts
+            an average of the weights into the model (`use_ema`) and is none of keras_lp's.
 
     Example:
     >>> keras_lp.prune(model, sparsity=0.9)
     >>> keras_lp.freeze_zeros(model)
     >>> model.fit(x, y, epochs=5)  # 90 % of the weights stay zero.
     """
-    for variable in decayed_variables(model, exclude):
+    decayed = decayed_variables(model, exclude)
+    _check_averages(getattr(model, "optimizer", None))
+    for variable in decayed:
         variable.constraint = ZeroPattern(variable, _own_constraint(variable))
     _compile_anew(model)
 
@@ -72,6 +76,18 @@ def unfreeze_zeros(model: keras.Model) -> None:
     for variable in model.variables:
         variable.constraint = _own_constraint(variable)
     _compile_anew(model)
+
+
+def _check_averages(optimizer: Any) -> None:
+    """Raises ValueError if zeros would be lost in averages that Keras takes before constraints."""
+    for each in optimizers_within(optimizer):
+        if getattr(each, "use_ema", False) and not hasattr(each, "zero_averages"):
+            raise ValueError(
+                "Zeros cannot be frozen under an optimizer with `use_ema=True`: Keras averages the "
+                "weights before it applies constraints, and puts the averages into the model. Use "
+                "`keras_lp.LpDecay(optimizer, weight_decay=0)`, whose averages keep zeros, or "
+                f"prune after the training. Received: optimizer={each!r}"
+            )
 
 
 def _own_constraint(variable: Any) -> Any:
