@@ -1,0 +1,206 @@
+"""Training to a target sparsity against strengths set by hand.
+
+For each task, target and seed: LpAdamW with `SparsityTarget` in its default settings. For each
+task, strength and seed: LpAdamW with that `weight_decay`; and AdamW. Every run is written to a
+CSV file as it ends, and what is there already is not run again. Prints tables in Markdown, which
+stand in RESULTS.md.
+
+    python benchmarks/target.py --data-dir DATA
+    python benchmarks/target.py --tasks digits --seeds 1 --share 0.1 --output quick.csv
+"""
+
+import argparse
+import csv
+import os
+import time
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tasks
+
+import keras_lp
+
+TARGETS = (0.8, 0.9, 0.95, 0.98)
+GRID = (0.03, 0.06, 0.12, 0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, as a line of the file.
+
+    Attributes:
+        task: Name of the task.
+        method: "target", "weight_decay" or "adamw".
+        value: The target, or the strength.
+        seed: Seed of the start and of the order of the batches.
+        metric: Validation metric of the last epoch.
+        sparsity: Share of zeros at the end.
+        before: Share of zeros before the closing by magnitude; that at the end where there
+            is no closing.
+        seconds: Time of the training.
+    """
+
+    task: str
+    method: str
+    value: float
+    seed: int
+    metric: float
+    sparsity: float
+    before: float
+    seconds: float
+
+    @property
+    def key(self):
+        """What the run was asked to be."""
+        return self.task, self.method, self.value, self.seed
+
+
+class CountAt(keras.callbacks.Callback):
+    """Counts the zeros after a step; placed before `SparsityTarget`, before it closes."""
+
+    sparsity = None
+
+    def __init__(self, step):
+        super().__init__()
+        self.steps_left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Counts steps, and at the right one zeros."""
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            self.sparsity = keras_lp.sparsity_report(self.model).sparsity
+
+
+def train(task, method, value, seed):
+    """Trains once."""
+    keras.utils.set_random_seed(seed)
+    model = task.make_model()
+    callbacks = []
+    if method == "adamw":
+        optimizer = keras.optimizers.AdamW(task.learning_rate, value)
+    elif method == "weight_decay":
+        optimizer = keras_lp.LpAdamW(task.learning_rate, value)
+    else:
+        optimizer = keras_lp.LpAdamW(task.learning_rate)
+        # The default `end_step`, at which the sparsity is made exact.
+        callbacks = [CountAt(int(0.75 * task.steps)), keras_lp.SparsityTarget(value)]
+    task.compile(model, optimizer)
+    start = time.perf_counter()
+    logs = task.fit(model, callbacks).history
+    seconds = time.perf_counter() - start
+    sparsity = keras_lp.sparsity_report(model).sparsity
+    before = callbacks[0].sparsity if callbacks else sparsity
+    return Run(task.name, method, value, seed, logs[task.metric][-1], sparsity, before, seconds)
+
+
+def read(path):
+    """The runs that a file holds."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Run(*(field.type(row[field.name]) for field in fields(Run)))
+            for row in csv.DictReader(file)
+        ]
+
+
+def append(path, run):
+    """Adds a run to a file."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow([field.name for field in fields(Run)])
+        writer.writerow(astuple(run))
+
+
+def mean(runs, name):
+    """Mean of an attribute over runs."""
+    return float(np.mean([getattr(run, name) for run in runs]))
+
+
+def by_value(runs, method):
+    """Runs of a method, grouped by its value."""
+    values = sorted({run.value for run in runs if run.method == method})
+    return {v: [run for run in runs if (run.method, run.value) == (method, v)] for v in values}
+
+
+def print_tables(task, runs):
+    """What came out of one task: the strengths set by hand, then the targets against them."""
+    runs = [run for run in runs if run.task == task.name]
+    grid = by_value(runs, "weight_decay")
+    print(f"\n{task.name}: {task.metric}, mean of {len({run.seed for run in runs})} seeds\n")
+    print("| optimizer | `weight_decay` | zeros | result |\n| --- | --- | --- | --- |")
+    for value, group in by_value(runs, "adamw").items():
+        print(f"| AdamW | {value:g} | {mean(group, 'sparsity'):.2%} | {show(task, group)} |")
+    for value, group in grid.items():
+        print(f"| LpAdamW | {value:g} | {mean(group, 'sparsity'):.2%} | {show(task, group)} |")
+    print(
+        "\n| target | zeros | closed by magnitude | result | best with no more zeros | difference "
+        "| best with no fewer zeros | difference |\n" + "| --- " * 8 + "|"
+    )
+    sign = 1 if task.better == "max" else -1
+    for target, group in by_value(runs, "target").items():
+        zeros = f"{min(r.sparsity for r in group):.4%} to {max(r.sparsity for r in group):.4%}"
+        closed = max(run.sparsity - run.before for run in group)
+        cells = [f"{target:.0%}", zeros, f"{closed:.2%} at most", show(task, group)]
+        for rival in (
+            [g for g in grid.values() if mean(g, "sparsity") <= target],
+            [g for g in grid.values() if mean(g, "sparsity") >= target],
+        ):
+            best = max(rival, key=lambda g: sign * mean(g, "metric"), default=None)
+            if best is None:
+                cells += ["none", ""]
+                continue
+            difference = mean(group, "metric") - mean(best, "metric")
+            zeros = f"{best[0].value:g} ({mean(best, 'sparsity'):.1%} zeros)"
+            unit = f"{100 * difference:+.2f} points"
+            cells += [
+                f"{show(task, best)}, `weight_decay` {zeros}",
+                unit if task.unit == "percent" else f"{difference:+.3f} nats",
+            ]
+        print(f"| {' | '.join(cells)} |")
+
+
+def show(task, runs):
+    """The mean of the metric and how far the seeds lie apart."""
+    values = [run.metric for run in runs]
+    spread = np.ptp(values) / 2
+    spread = f"{100 * spread:.2f}" if task.unit == "percent" else f"{spread:.3f}"
+    return f"{task.show(np.mean(values))} (±{spread})"
+
+
+def main():
+    """Runs what is not there yet, and prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=tasks.TASKS, default=list(tasks.TASKS))
+    parser.add_argument("--data-dir", help="folder with the data; without one, Keras fetches it")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings to average over")
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS)
+    parser.add_argument("--grid", type=float, nargs="+", default=GRID, help="strengths by hand")
+    parser.add_argument("--share", type=float, default=1.0, help="of the data, for a quick look")
+    parser.add_argument("--output", type=Path, default="target.csv", help="file of all runs")
+    arguments = parser.parse_args()
+
+    runs = read(arguments.output)
+    for name in arguments.tasks:
+        task = tasks.load(name, arguments.data_dir, arguments.share)
+        for seed in range(arguments.seeds):
+            wanted = [("adamw", 0.004), *(("weight_decay", v) for v in arguments.grid)]
+            wanted += [("target", target) for target in arguments.targets]
+            for method, value in wanted:
+                if (name, method, value, seed) not in {run.key for run in runs}:
+                    runs.append(train(task, method, value, seed))
+                    append(arguments.output, runs[-1])
+                    print(runs[-1], flush=True)
+        print_tables(task, runs)
+
+
+if __name__ == "__main__":
+    main()
