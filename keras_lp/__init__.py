@@ -5,6 +5,7 @@ from keras_lp.callbacks import (
     ConstantSparsity,
     LpDecayCallback,
     PolynomialSparsity,
+    SparsityLogger,
     SparsityTarget,
 )
 from keras_lp.decay import decay_factor, penalty
@@ -32,6 +33,7 @@ __all__ = [
     "LpMuon",
     "LpSGD",
     "PolynomialSparsity",
+    "SparsityLogger",
     "SparsityReport",
     "SparsityTarget",
     "decay_factor",

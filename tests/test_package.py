@@ -8,7 +8,13 @@ import keras_lp
 ROOT = Path(__file__).parent.parent
 
 
-OPTIONAL = ("tensorflow_model_optimization", "tf_keras", "matplotlib", "ai_edge_litert")
+OPTIONAL = (
+    "ai_edge_litert",
+    "matplotlib",
+    "tensorboard",
+    "tensorflow_model_optimization",
+    "tf_keras",
+)
 
 
 def run(script):

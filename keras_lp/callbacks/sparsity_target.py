@@ -16,7 +16,13 @@ from keras import ops
 from keras_lp.callbacks.control import Course, strength
 from keras_lp.callbacks.measuring import Magnitudes, measure
 from keras_lp.callbacks.schedules import POWERS, PolynomialSparsity, as_schedule
-from keras_lp.callbacks.training import add_logs, batches_seen, lp_optimizers, strategy_scope
+from keras_lp.callbacks.training import (
+    add_logs,
+    batches_done,
+    batches_seen,
+    lp_optimizers,
+    strategy_scope,
+)
 from keras_lp.selection import check_patterns, find_overrides, list_paths
 from keras_lp.sparsity.freezing import freeze_zeros
 from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
@@ -122,7 +128,8 @@ class SparsityTarget(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Steers every few steps, and closes at the last one."""
-        before, self._step = self._step, self._epoch_start + batch + 1
+        done = batches_done(batch, self.params)
+        before, self._step = self._step, self._epoch_start + done
         if self._is_closed or self._step < self._schedule.begin_step:
             return
         if self._step >= self._end:

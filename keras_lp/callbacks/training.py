@@ -1,6 +1,7 @@
 """What the callbacks share about a running training."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from keras_lp.sparsity import sparsity_report
 
 def lp_optimizers(model: keras.Model) -> list[LpUpdate]:
     """What decays a model by an Lp rule now, the decay of a `LpDecayCallback` included."""
-    found = optimizers_within(model.optimizer)
+    found = optimizers_within(getattr(model, "optimizer", None))
     # The decay of a callback stays after its training, without effect.
     return [o for o in found if isinstance(o, LpUpdate) and getattr(o, "is_applied", True)]
 
@@ -25,8 +26,22 @@ def innermost(optimizer: Any) -> Any:
 
 
 def batches_seen(optimizer: Any) -> int:
-    """How many batches an optimizer has seen."""
+    """How many batches an optimizer has seen; 0 for a model that trains without one."""
+    if optimizer is None:
+        return 0
     return int(ops.convert_to_numpy(step_count(innermost(optimizer))))
+
+
+def batches_done(batch: int, params: Mapping[str, Any] | None) -> int:
+    """How many batches of an epoch are done at the end of one, by its index.
+
+    With `steps_per_execution`, Keras counts the last execution of an epoch as a full one.
+
+    Args:
+        batch: What `on_train_batch_end` was given.
+        params: The `params` of the callback.
+    """
+    return min(batch + 1, (params or {}).get("steps") or batch + 1)
 
 
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
