@@ -93,7 +93,7 @@ class SparsityTarget(keras.callbacks.Callback):
         self._schedule = _schedule(schedule, final_sparsity, steps)
         self._scope = scope
         self._overrides = _check_overrides(overrides)
-        self._is_frozen = False
+        self._variables: list[Any] = []  # of the model that it was used for last
         self._step = 0  # since the start; what follows is known from the first epoch on
         self._epoch_start = self._end = 0
         self._is_closed = False
@@ -104,11 +104,20 @@ class SparsityTarget(keras.callbacks.Callback):
         check_model(model)
         with strategy_scope(model):
             self._decays = _steerable(model)
-            self._groups = self._group(model)
-            self._memory = _Memory(len(self._groups))
-        self._look = measure([variables for variables, _ in self._groups], model)
+            variables = [v for decay in self._decays for v in decay.decayed_variables]
+            if list(map(id, variables)) != list(map(id, self._variables)):
+                self._start_on(model, variables)
         # Beside the optimizer it is saved with the weights, and no part of the model.
         model.optimizer.sparsity_target = self._memory
+
+    def _start_on(self, model: keras.Model, variables: list[Any]) -> None:
+        """Forgets what it was used for before."""
+        self._variables = variables
+        self._groups = self._group(model, variables)
+        self._look = measure([members for members, _ in self._groups], model)
+        self._memory = _Memory(len(self._groups))
+        self._step = 0
+        self._is_frozen = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins, or goes on where a training that was interrupted has been."""
@@ -230,9 +239,8 @@ class SparsityTarget(keras.callbacks.Callback):
             for one, final in zip(found, finals, strict=True)
         ]
 
-    def _group(self, model: keras.Model) -> list[tuple[list[Any], float]]:
+    def _group(self, model: keras.Model, variables: list[Any]) -> list[tuple[list[Any], float]]:
         """Groups of variables that are ranked together, each with its final sparsity."""
-        variables = [v for decay in self._decays for v in decay.decayed_variables]
         overridden_by = find_overrides(variables, list(self._overrides))
         parts: dict[int | None, list[Any]] = {}
         for variable, override in zip(variables, overridden_by, strict=True):
