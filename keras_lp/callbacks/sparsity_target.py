@@ -96,6 +96,7 @@ class SparsityTarget(keras.callbacks.Callback):
         self._variables: list[Any] = []  # of the model that it was used for last
         self._step = 0  # since the start; what follows is known from the first epoch on
         self._epoch_start = self._end = 0
+        self._has_warned = False
         self._is_closed = False
 
     def set_model(self, model: keras.Model) -> None:
@@ -151,8 +152,9 @@ class SparsityTarget(keras.callbacks.Callback):
         add_logs(self.model, logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Warns if the training was too short."""
-        if not self._is_closed:
+        """Warns once if the training was too short."""
+        if not (self._is_closed or self._has_warned):
+            self._has_warned = True  # Not after each `fit` of a loop.
             warnings.warn(
                 f"The training ended at step {self._step}, before `end_step={self._end}`: the "
                 "sparsity is not the final one. Train on with the same callback, or make the "
