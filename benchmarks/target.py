@@ -87,7 +87,7 @@ def train(task, method, value, seed):
     else:
         optimizer = keras_lp.LpAdamW(task.learning_rate)
         # The default `end_step`, at which the sparsity is made exact.
-        callbacks = [CountAt(int(0.75 * task.steps)), keras_lp.SparsityTarget(value)]
+        callbacks = [CountAt(int(0.8 * task.steps)), keras_lp.SparsityTarget(value)]
     task.compile(model, optimizer)
     start = time.perf_counter()
     logs = task.fit(model, callbacks).history

@@ -26,24 +26,27 @@ class Course:
 
     Attributes:
         schedule: What it follows.
+        begin: Step of the begin.
+        end: Step of the end.
         initial: Sparsity at the begin.
         final: Sparsity at the end.
-        end: Step of the end.
     """
 
     schedule: PolynomialSparsity
+    begin: int
+    end: int
     initial: float
     final: float
-    end: int
 
     @property
     def length(self) -> int:
         """Number of steps of the way."""
-        return self.end - self.schedule.begin_step
+        return self.end - self.begin
 
     def sparsity(self, step: float) -> float:
         """What is scheduled at a step."""
-        return self.schedule.sparsity(step, self.initial, self.final, self.end)
+        done = self.schedule.progress((step - self.begin) / self.length)
+        return self.initial + (self.final - self.initial) * done
 
     def magnitude_to_fall(self, step: int, found: Magnitudes) -> float:
         """Magnitude `Q` under which weights have to fall; 0 if enough did."""
@@ -66,7 +69,7 @@ class Course:
             learning_rate: The learning rate of now.
         """
         lead = _LEAD * self.length
-        if math.isnan(before) or step < self.schedule.begin_step + lead:
+        if math.isnan(before) or step < self.begin + lead:
             # No zeros to go by yet: the speed that makes up for the lead.
             magnitude = self.magnitude_to_fall(step, found)
             is_known = magnitude > 0 and learning_rate > 0

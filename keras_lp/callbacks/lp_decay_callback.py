@@ -79,6 +79,7 @@ class LpDecayCallback(keras.callbacks.Callback):
         self._leader: Any = None
         self._counts_all = False  # Inside a LossScaleOptimizer it leaves out what overflows.
         self._apply: Any = None
+        self._is_following = False  # Whether the decay knows the weights before the next step.
         self._batches = self._batches_before = 0  # that the optimizer has seen
 
     @property
@@ -123,16 +124,23 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Takes the weights as they are now, whatever was done to them since the last batch."""
-        self._decay.start(self._leader)
+        self._start()
         self._batches = self._batches_before = batches_seen(self._leader)
         if self._apply is None:
             follow = functools.partial(self._decay.follow, self._leader)
             self._apply = compiled(follow, *self._decay.followed(self._leader), self.model)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Takes the weights as they are now, if the decay is back after it was off."""
+        if self._decay.may_decay and not self._is_following:
+            self._start()
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Decays, if the optimizer has made a step."""
         self._batches += 1
-        if self._decay.may_decay and not self._is_between_steps():
+        if not self._decay.may_decay:
+            self._is_following = False
+        elif self._is_following and not self._is_between_steps():
             self._apply()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -145,6 +153,11 @@ class LpDecayCallback(keras.callbacks.Callback):
                 stacklevel=2,
             )
         add_logs(self.model, logs)
+
+    def _start(self) -> None:
+        with strategy_scope(self.model):  # Under JAX, `model` syncs its state.
+            self._decay.start(self._leader)
+        self._is_following = True
 
     def _is_between_steps(self) -> bool:
         """Whether the optimizer has only accumulated the gradients of this batch."""

@@ -15,7 +15,8 @@ from keras_lp.sparsity.pruning import check_sparsity
 POWERS = {"cubic": 3, "linear": 1, "constant": math.inf}
 _DEFAULT_LOOKS = 100  # at the weights, from begin to end
 _LONGEST_FREQUENCY = 100
-_DEFAULT_END = 0.75  # of the training; the rest is for fine-tuning
+_DEFAULT_END = 0.8  # of the training; the rest is for fine-tuning
+_DEFAULT_BEGIN = 0.125  # of the end; before, the weights find their places
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class PolynomialSparsity:
             that are there at `begin_step`.
         final_sparsity: Float in [0, 1], the share of zeros at `end_step`.
         begin_step: Integer >= 0, the step to begin at. A step is a batch of the training.
+            `None` for an eighth of `end_step`, which is a tenth of the training by default.
         end_step: Integer > `begin_step`, the step to reach `final_sparsity` at. `None` for
-            three quarters of the training.
+            four fifths of the training.
         power: Float > 0. `1` is a straight line. Defaults to `3`.
         frequency: Integer >= 1, the steps from one look at the weights to the next; `None` for
             a hundredth of the way, but at most 100.
@@ -45,7 +47,7 @@ class PolynomialSparsity:
 
     initial_sparsity: float | None
     final_sparsity: float
-    begin_step: int = 0
+    begin_step: int | None = None
     end_step: int | None = None
     power: float = 3
     frequency: int | None = None
@@ -54,9 +56,10 @@ class PolynomialSparsity:
         if self.initial_sparsity is not None:
             check_sparsity("initial_sparsity", self.initial_sparsity)
         check_sparsity("final_sparsity", self.final_sparsity)
-        _check_step("begin_step", self.begin_step, 0)
+        if self.begin_step is not None:
+            _check_step("begin_step", self.begin_step, 0)
         if self.end_step is not None:
-            _check_step("end_step", self.end_step, self.begin_step + 1)
+            _check_step("end_step", self.end_step, (self.begin_step or 0) + 1)
         if self.frequency is not None:
             _check_step("frequency", self.frequency, 1)
         if not (isinstance(self.power, Real) and self.power > 0):
@@ -65,33 +68,31 @@ class PolynomialSparsity:
                 f"Received: power={self.power!r}"
             )
 
-    def sparsity(self, step: float, initial: float, final: float, end: int) -> float:
-        """The sparsity at a step, on the way from one to another that ends at `end`."""
-        done = min(max((step - self.begin_step) / (end - self.begin_step), 0.0), 1.0)
-        left = 0.0 if math.isinf(self.power) else (1.0 - done) ** self.power
-        return final + (initial - final) * left
-
-    def end(self, steps: int | None) -> int:
-        """The step to end at, in a training of so many steps."""
-        if self.end_step is not None:
-            return int(self.end_step)
-        if steps is None:
+    def span(self, steps: int | None) -> tuple[int, int]:
+        """The steps to begin and to end at, in a training of so many steps."""
+        if self.end_step is None and steps is None:
             raise ValueError(
                 "Argument `end_step` is needed, since the number of steps in an epoch of this "
                 "training is not known. Received: end_step=None"
             )
-        end = self.begin_step + int(_DEFAULT_END * (steps - self.begin_step))
-        if end <= self.begin_step:
+        end = int(_DEFAULT_END * (steps or 0)) if self.end_step is None else int(self.end_step)
+        begin = int(_DEFAULT_BEGIN * end) if self.begin_step is None else int(self.begin_step)
+        if begin >= end:
             raise ValueError(
-                f"Argument `begin_step` leaves no steps in a training of {steps}. "
-                f"Received: begin_step={self.begin_step}"
+                f"Argument `begin_step` must be before the end, which is step {end} of the "
+                f"training of {steps} steps unless `end_step` says another. Received: "
+                f"begin_step={self.begin_step}"
             )
-        return end
+        return begin, end
 
-    def every(self, end: int) -> int:
-        """The steps from one look at the weights to the next, if it ends at `end`."""
-        steps = (end - self.begin_step) // _DEFAULT_LOOKS
-        return int(self.frequency or min(max(steps, 1), _LONGEST_FREQUENCY))
+    def progress(self, share: float) -> float:
+        """How much of the way from the first to the final sparsity is done after a share of it."""
+        left = 1.0 - min(max(share, 0.0), 1.0)
+        return 1.0 if math.isinf(self.power) else 1.0 - left**self.power
+
+    def every(self, length: int) -> int:
+        """The steps from one look at the weights to the next, on a way of so many steps."""
+        return int(self.frequency or min(max(length // _DEFAULT_LOOKS, 1), _LONGEST_FREQUENCY))
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class ConstantSparsity:
     Args:
         target_sparsity: Float in [0, 1], the share of zeros.
         begin_step: Integer >= 0, the step to begin at. A step is a batch of the training.
+            `None` for an eighth of `end_step`, which is a tenth of the training by default.
         end_step: Integer > `begin_step`, the step at which the sparsity is made exact and the
-            zeros are frozen; `-1` for three quarters of the training.
+            zeros are frozen; `-1` for four fifths of the training.
         frequency: Integer >= 1, the steps from one look at the weights to the next; `None` for
             a hundredth of the way, but at most 100.
 
@@ -111,7 +113,7 @@ class ConstantSparsity:
     """
 
     target_sparsity: float
-    begin_step: int = 0
+    begin_step: int | None = None
     end_step: int = -1
     frequency: int | None = None
 

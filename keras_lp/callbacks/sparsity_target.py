@@ -50,8 +50,8 @@ class SparsityTarget(keras.callbacks.Callback):
     Args:
         final_sparsity: Float in [0, 1], the share of zeros in the decayed variables.
         begin_step: Integer >= 0, the step to begin at, counted in batches since the training
-            with this callback began. Defaults to `0`.
-        end_step: Integer, the step to reach `final_sparsity` at. Defaults to three quarters
+            with this callback began. Defaults to a tenth of the training.
+        end_step: Integer, the step to reach `final_sparsity` at. Defaults to four fifths
             of the training.
         frequency: Integer >= 1, the steps from one look at the weights to the next. Defaults
             to a hundredth of the way, but at most 100.
@@ -79,7 +79,7 @@ class SparsityTarget(keras.callbacks.Callback):
     def __init__(
         self,
         final_sparsity: float | None = None,
-        begin_step: int = 0,
+        begin_step: int | None = None,
         end_step: int | None = None,
         frequency: int | None = None,
         schedule: Any = "cubic",
@@ -95,7 +95,8 @@ class SparsityTarget(keras.callbacks.Callback):
         self._overrides = _check_overrides(overrides)
         self._variables: list[Any] = []  # of the model that it was used for last
         self._step = 0  # since the start; what follows is known from the first epoch on
-        self._epoch_start = self._end = 0
+        self._epoch_start = self._begin = self._end = 0
+        self._every = 1
         self._has_warned = False
         self._is_closed = False
 
@@ -126,12 +127,13 @@ class SparsityTarget(keras.callbacks.Callback):
         is_new = _numbers(memory.start) < 0
         if is_new:
             memory.start.assign(seen)
-            memory.end.assign(self._schedule.end(self._steps_from(epoch)))
+            memory.span.assign(self._schedule.span(self._steps_from(epoch)))
             self._turn_off()
-        self._end = _numbers(memory.end)
+        self._begin, self._end = _numbers(memory.span)
+        self._every = self._schedule.every(self._end - self._begin)
         self._is_closed = bool(_numbers(memory.is_closed))
         self._step = self._epoch_start = max(self._step, seen - _numbers(memory.start))
-        if is_new and self._schedule.begin_step == 0:
+        if is_new and self._begin == 0:
             self._steer()
         if self._is_closed and not self._is_frozen:
             self._freeze()
@@ -140,7 +142,7 @@ class SparsityTarget(keras.callbacks.Callback):
         """Steers every few steps, and closes at the last one."""
         done = batches_done(batch, self.params)
         before, self._step = self._step, self._epoch_start + done
-        if self._is_closed or self._step < self._schedule.begin_step:
+        if self._is_closed or self._step < self._begin:
             return
         if self._step >= self._end:
             self._close()
@@ -169,7 +171,7 @@ class SparsityTarget(keras.callbacks.Callback):
 
     def _looks(self, step: int) -> int:
         """How many looks at the weights are due up to a step, after that at the begin."""
-        return (step - self._schedule.begin_step) // self._schedule.every(self._end)
+        return (step - self._begin) // self._every
 
     def _steer(self) -> None:
         """Sets the strengths by what the weights are now."""
@@ -177,20 +179,19 @@ class SparsityTarget(keras.callbacks.Callback):
         if math.isnan(_numbers(memory.initial)[0]):
             memory.initial.assign(self._initial(found))
         rate = max(_numbers(decay.learning_rate) for decay in self._decays)
-        every = self._schedule.every(self._end)
         speeds, magnitudes = [], []
         for (_, final), initial, before, one in zip(
             self._groups, _numbers(memory.initial), _numbers(memory.log_speed), found, strict=True
         ):
-            course = Course(self._schedule, initial, final, self._end)
-            speeds.append(course.log_speed(self._step, one, before, every, rate))
+            course = Course(self._schedule, self._begin, self._end, initial, final)
+            speeds.append(course.log_speed(self._step, one, before, self._every, rate))
             magnitudes.append(course.magnitude_to_fall(self._step, one))
         memory.log_speed.assign(speeds)
         for decay in self._decays:
             groups = [self._group_of[id(variable)] for variable in decay.decayed_variables]
             decay.steer(
                 [
-                    strength(speeds[group], magnitudes[group], p, every, rate)
+                    strength(speeds[group], magnitudes[group], p, self._every, rate)
                     for group, p in zip(groups, decay.steered_exponents(), strict=True)
                 ]
             )
@@ -268,11 +269,11 @@ class _Memory(keras.layers.Layer):
 
     def __init__(self, groups: int) -> None:
         super().__init__(name="sparsity_target")
-        # Batches that the optimizer had seen at the start, -1 before it; the step of the end.
+        # Batches that the optimizer had seen at the start, -1 before it.
         self.start = self._add("start", (), "int32", -1)
-        self.end = self._add("end", (), "int32", 0)
+        self.span = self._add("span", (2,), "int32", 0)  # The steps of the begin and the end.
         self.is_closed = self._add("is_closed", (), "int32", 0)
-        # For each group its sparsity at `begin_step`, and the logarithm of its speed.
+        # For each group its sparsity at the begin, and the logarithm of its speed.
         self.initial = self._add("initial", (groups,), "float32", math.nan)
         self.log_speed = self._add("log_speed", (groups,), "float32", math.nan)
         self.built = True
@@ -306,7 +307,7 @@ def _schedule(
             )
         return PolynomialSparsity(None, final_sparsity, power=POWERS[schedule], **steps)
     converted = as_schedule(schedule)
-    given = {name: value for name, value in steps.items() if value}
+    given = {name: value for name, value in steps.items() if value is not None}
     if final_sparsity is not None or given:
         raise ValueError(
             "With a schedule object leave out `final_sparsity`, `begin_step`, `end_step` and "

@@ -62,7 +62,8 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         self.may_decay = self._is_strong()
         count = ops.convert_to_tensor(step_count(leader))
         self._iterations.assign(count - 1)
-        self.learning_rate.assign(_learning_rate(leader, count))
+        # Copies, since JAX gives the buffers of the leader away to its next step.
+        self.learning_rate.assign(ops.copy(_learning_rate(leader, count)))
         for variable, previous in zip(self.decayed_variables, self._previous, strict=False):
             previous.assign(ops.copy(variable))
 
