@@ -89,6 +89,6 @@ def strength(
     """
     if magnitude == 0 or learning_rate == 0 or math.isnan(log_speed):
         return _PINNING
-    log_limit = math.log(magnitude / (2 * learning_rate * every))
+    log_limit = math.log(magnitude / ((2 - min(p, 1.0)) * learning_rate * every))
     log_strength = min(log_speed, log_limit) + max(1.0 - p, 0.0) * math.log(magnitude)
     return math.exp(min(max(log_strength, math.log(_PINNING)), math.log(_STRONGEST)))

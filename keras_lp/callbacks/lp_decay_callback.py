@@ -23,6 +23,7 @@ from keras_lp.callbacks.training import (
 from keras_lp.optimizers.arguments import DecayArguments
 from keras_lp.optimizers.decay_only import DecayOnly
 from keras_lp.optimizers.lp_update import document
+from keras_lp.selection import list_paths
 from keras_lp.sparsity.report import check_model
 
 
@@ -106,8 +107,10 @@ class LpDecayCallback(keras.callbacks.Callback):
         """Puts the decay beside the optimizer of a model."""
         super().set_model(model)
         check_model(model)
-        self._leader = innermost(self._optimizer or model.optimizer)
-        _check(model, self._leader)
+        leader = innermost(self._optimizer or getattr(model, "optimizer", None))
+        _check(model, leader)
+        if leader is not self._leader:
+            self._leader, self._apply = leader, None
         self._counts_all = self._leader is model.optimizer
         if list(map(id, self._variables)) != list(map(id, model.trainable_variables)):
             with strategy_scope(model):
@@ -118,22 +121,38 @@ class LpDecayCallback(keras.callbacks.Callback):
         self._decay.is_applied = True
         model.optimizer.lp_decay = self._decay
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Checks that no second callback has taken the place of this one."""
+        beside = self.model.optimizer.lp_decay
+        own = set(map(id, self.decayed_variables))
+        twice = [v for v in beside.decayed_variables if id(v) in own]
+        if beside is not self._decay and twice:
+            raise ValueError(
+                "Two `LpDecayCallback` would decay the same variables twice. Leave out one; for "
+                "two norms at once pass it lists, such as `weight_decay=(0.01, 0.0001), "
+                f"p=(0.8, 2)`. Received two that decay {list_paths(twice)}"
+            )
+
     def on_train_end(self, logs: Any = None) -> None:
         """Leaves the decay where it is: it says which variables are decayed."""
         self._decay.is_applied = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Takes the weights as they are now, whatever was done to them since the last batch."""
-        self._start()
+        """Begins to follow the optimizer."""
+        self._decay.start(self._leader)
+        self._is_following = False
         self._batches = self._batches_before = batches_seen(self._leader)
         if self._apply is None:
             follow = functools.partial(self._decay.follow, self._leader)
             self._apply = compiled(follow, *self._decay.followed(self._leader), self.model)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Takes the weights as they are now, if the decay is back after it was off."""
+        """Takes the weights of now, at the start of an epoch and where the decay was off."""
         if self._decay.may_decay and not self._is_following:
-            self._start()
+            with strategy_scope(self.model):  # Under JAX, `model` syncs its state.
+                self._decay.start(self._leader)
+                self._decay.take_weights()
+            self._is_following = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Decays, if the optimizer has made a step."""
@@ -154,15 +173,25 @@ class LpDecayCallback(keras.callbacks.Callback):
             )
         add_logs(self.model, logs)
 
-    def _start(self) -> None:
-        with strategy_scope(self.model):  # Under JAX, `model` syncs its state.
-            self._decay.start(self._leader)
-        self._is_following = True
-
     def _is_between_steps(self) -> bool:
         """Whether the optimizer has only accumulated the gradients of this batch."""
         every = self._leader.gradient_accumulation_steps
         return bool(every and self._counts_all and self._batches % every)
+
+
+_REFUSED = {
+    "Ftrl": (
+        "It computes each weight anew from sums over the past, so that no decay of the weight "
+        "lasts. Use `LpDecay(optimizer)`, which decays the sums along."
+    ),
+    "ScheduleFreeAdamW": (
+        "The weights it trains are an average of two sequences, in which no zero can last. Use "
+        "`LpAdamW` with a constant learning rate and `use_ema=True`, whose average keeps zeros."
+    ),
+    "MultiOptimizer": (
+        "Give the decay to the optimizers in it, such as `LpAdamW` or `LpDecay(optimizer)`."
+    ),
+}
 
 
 def _check(model: keras.Model, leader: Any) -> None:
@@ -178,11 +207,10 @@ def _check(model: keras.Model, leader: Any) -> None:
             "The model's optimizer decays by an Lp rule already; the callback would do so "
             f"a second time. Leave out one of the two. {received}"
         )
-    if isinstance(leader, getattr(keras.optimizers, "MultiOptimizer", ())):
-        raise ValueError(
-            "`LpDecayCallback` follows one optimizer. Give the decay to those in the "
-            f"`MultiOptimizer`, such as `LpAdamW` or `LpDecay(optimizer)`. {received}"
-        )
+    for name, remedy in _REFUSED.items():
+        # The oldest Keras lacks some of them.
+        if isinstance(leader, getattr(keras.optimizers, name, ())):
+            raise ValueError(f"`LpDecayCallback` cannot follow a `{name}`. {remedy} {received}")
     if leader.use_ema:
         raise ValueError(
             "With `use_ema=True` the weights end as an average in which no zero lasts. Use "

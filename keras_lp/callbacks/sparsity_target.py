@@ -178,10 +178,11 @@ class SparsityTarget(keras.callbacks.Callback):
         memory, found = self._memory, self._look()
         if math.isnan(_numbers(memory.initial)[0]):
             memory.initial.assign(self._initial(found))
-        rate = max(_numbers(decay.learning_rate) for decay in self._decays)
+        rates = self._rates()
         speeds, magnitudes = [], []
-        for (_, final), initial, before, one in zip(
-            self._groups, _numbers(memory.initial), _numbers(memory.log_speed), found, strict=True
+        initials, log_speeds = _numbers(memory.initial), _numbers(memory.log_speed)
+        for (_, final), initial, before, one, rate in zip(
+            self._groups, initials, log_speeds, found, rates, strict=True
         ):
             course = Course(self._schedule, self._begin, self._end, initial, final)
             speeds.append(course.log_speed(self._step, one, before, self._every, rate))
@@ -191,10 +192,19 @@ class SparsityTarget(keras.callbacks.Callback):
             groups = [self._group_of[id(variable)] for variable in decay.decayed_variables]
             decay.steer(
                 [
-                    strength(speeds[group], magnitudes[group], p, self._every, rate)
+                    strength(speeds[group], magnitudes[group], p, self._every, rates[group])
                     for group, p in zip(groups, decay.steered_exponents(), strict=True)
                 ]
             )
+
+    def _rates(self) -> list[float]:
+        """The learning rate of each group; the largest, where several optimizers share one."""
+        rates = [0.0] * len(self._groups)
+        for decay in self._decays:
+            rate = _numbers(decay.learning_rate)
+            for group in (self._group_of[id(variable)] for variable in decay.decayed_variables):
+                rates[group] = max(rates[group], rate)
+        return rates
 
     def _close(self) -> None:
         """Makes the sparsity exact, keeps the zeros and ends the decay."""

@@ -58,12 +58,15 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         self.may_decay = True
 
     def start(self, leader: Any) -> None:
-        """Takes the weights of now as those before the leader's next step."""
+        """Takes the count and the learning rate of now for those before the next step."""
         self.may_decay = self._is_strong()
         count = ops.convert_to_tensor(step_count(leader))
         self._iterations.assign(count - 1)
         # Copies, since JAX gives the buffers of the leader away to its next step.
         self.learning_rate.assign(ops.copy(_learning_rate(leader, count)))
+
+    def take_weights(self) -> None:
+        """Takes the weights of now for those before the leader's next step."""
         for variable, previous in zip(self.decayed_variables, self._previous, strict=False):
             previous.assign(ops.copy(variable))
 
