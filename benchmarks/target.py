@@ -25,7 +25,7 @@ import tasks
 import keras_lp
 
 TARGETS = (0.8, 0.9, 0.95, 0.98)
-GRID = (0.03, 0.06, 0.12, 0.25, 0.5)
+GRID = (0.01, 0.03, 0.06, 0.12, 0.25)
 
 
 @dataclass(frozen=True)

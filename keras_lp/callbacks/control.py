@@ -14,7 +14,8 @@ from keras_lp.callbacks.schedules import PolynomialSparsity
 _LEAD = 0.1  # how far to look ahead, as a share of the way
 _GAIN = 10.0  # change of the logarithm of the speed over the whole way, at the largest error
 _LARGEST_ERROR = 0.02  # of the sparsity; a larger one counts as this
-_MARGIN = 0.002  # of the weights, left to be closed by magnitude, so that nothing overshoots
+# Of the weights, left to be closed by magnitude, so that nothing overshoots; at least one.
+_MARGIN = 0.002
 _MARGIN_OF_REST = 0.1  # the same, at most, as a share of the weights that are to stay
 _PINNING = 1e-9  # a strength that keeps zeros zero, and other weights as they are
 _STRONGEST = 1e30
@@ -50,7 +51,7 @@ class Course:
 
     def magnitude_to_fall(self, step: int, found: Magnitudes) -> float:
         """Magnitude `Q` under which weights have to fall; 0 if enough did."""
-        margin = min(_MARGIN, _MARGIN_OF_REST * (1 - self.final))
+        margin = max(min(_MARGIN, _MARGIN_OF_REST * (1 - self.final)), 1 / found.size)
         ahead = self.sparsity(step + _LEAD * self.length)
         return found.quantile(min(ahead, self.final - margin))
 

@@ -98,6 +98,7 @@ class SparsityTarget(keras.callbacks.Callback):
         self._epoch_start = self._begin = self._end = 0
         self._every = 1
         self._has_warned = False
+        self._memory: Any = None
         self._is_closed = False
 
     def set_model(self, model: keras.Model) -> None:
@@ -107,7 +108,9 @@ class SparsityTarget(keras.callbacks.Callback):
         with strategy_scope(model):
             self._decays = _steerable(model)
             variables = [v for decay in self._decays for v in decay.decayed_variables]
-            if list(map(id, variables)) != list(map(id, self._variables)):
+            beside = getattr(model.optimizer, "sparsity_target", None)
+            is_known = list(map(id, variables)) == list(map(id, self._variables))
+            if beside is None or beside is not self._memory or not is_known:
                 self._start_on(model, variables)
         # Beside the optimizer it is saved with the weights, and no part of the model.
         model.optimizer.sparsity_target = self._memory
@@ -135,8 +138,10 @@ class SparsityTarget(keras.callbacks.Callback):
         self._step = self._epoch_start = max(self._step, seen - _numbers(memory.start))
         if is_new and self._begin == 0:
             self._steer()
-        if self._is_closed and not self._is_frozen:
-            self._freeze()
+        if self._is_closed:
+            self._turn_off()  # A `LpDecayCallback` may be a new one.
+            if not self._is_frozen:
+                self._freeze()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Steers every few steps, and closes at the last one."""
