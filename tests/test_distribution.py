@@ -92,7 +92,10 @@ def trained(tmp_path_factory):
 @in_every_setting
 @pytest.mark.parametrize(
     "optimizer",
-    ["no decay", "decay", "moving average", "exclusion", "schedules", "set later"],
+    [
+        *("no decay", "decay", "moving average", "exclusion", "schedules", "set later"),
+        *("callback", "callback, updated"),
+    ],
 )
 def test_twenty_steps_give_the_weights_and_moments_of_one_device(trained, setting, optimizer):
     # The moments tell a sum of the gradients from their mean; Adam's steps do not.
@@ -116,6 +119,18 @@ def test_decay_acts_on_several_devices(trained, setting):
         assert not arrays[f"{optimizer}/hidden/kernel"][0].any(), optimizer
     assert not arrays["decay/logits/kernel"][0].any()
     assert arrays["exclusion/logits/kernel"].all()
+
+
+@in_every_setting
+def test_callback_on_several_devices_gives_the_weights_of_the_optimizer(trained, setting):
+    arrays = trained(setting)
+    for path in ("hidden/kernel", "logits/kernel", "hidden/bias"):
+        ours, theirs = (arrays[f"{each}/{path}"] for each in ("callback", "decay"))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert (
+        np.abs(arrays["callback, updated/hidden/kernel"] - arrays["no decay/hidden/kernel"]).max()
+        > 0.02
+    )
 
 
 @pytest.mark.backend("jax")

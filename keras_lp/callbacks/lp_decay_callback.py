@@ -39,7 +39,8 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     Adds to the logs of each epoch: `sparsity` (share of zeros in the decayed variables),
     `nonzero` (the number of other entries), `weight_decay` and `p`. Place it before the
-    callbacks that are to see them.
+    callbacks that are to see them, and before those that change the learning rate after a
+    batch: the decay goes by the rate of the step that was made.
 
     Args:
         {{lp_arguments}}
@@ -49,8 +50,9 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     Raises:
         {{raises}} At the beginning of the training, if the model is not built, or the rule
-            cannot hold: its optimizer decays by an Lp rule already, averages weights
-            (`use_ema`) or is a `MultiOptimizer`, or `steps_per_execution` is not 1.
+            cannot hold: its optimizer or a second callback decays by an Lp rule already, it
+            averages weights (`use_ema`) or is a `MultiOptimizer`, `Ftrl` or
+            `ScheduleFreeAdamW`, or `steps_per_execution` is not 1.
 
     Example:
     >>> model.compile(optimizer="adam", loss="mse")
@@ -92,6 +94,8 @@ class LpDecayCallback(keras.callbacks.Callback):
     def weight_decay(self, value: Any) -> None:
         self._decay.weight_decay = value
         self._arguments["weight_decay"] = value
+        if self._decay.is_applied:
+            self._follow_from_now()
 
     @property
     def p(self) -> Any:
@@ -148,11 +152,9 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Takes the weights of now, at the start of an epoch and where the decay was off."""
-        if self._decay.may_decay and not self._is_following:
-            with strategy_scope(self.model):  # Under JAX, `model` syncs its state.
-                self._decay.start(self._leader)
-                self._decay.take_weights()
-            self._is_following = True
+        if batch == 0:  # Another callback may have changed them since.
+            self._is_following = False
+        self._follow_from_now()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Decays, if the optimizer has made a step."""
@@ -172,6 +174,14 @@ class LpDecayCallback(keras.callbacks.Callback):
                 stacklevel=2,
             )
         add_logs(self.model, logs)
+
+    def _follow_from_now(self) -> None:
+        """Takes the weights of now for those before the next step, unless they are known."""
+        if self._decay.may_decay and not self._is_following:
+            with strategy_scope(self.model):  # Under JAX, `model` syncs its state.
+                self._decay.start(self._leader)
+                self._decay.take_weights()
+            self._is_following = True
 
     def _is_between_steps(self) -> bool:
         """Whether the optimizer has only accumulated the gradients of this batch."""

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import PolynomialDecay
 
-from keras_lp import LpAdamW
+from keras_lp import LpAdamW, LpDecayCallback
 
 OPTIMIZERS = {
     "no decay": {"weight_decay": 0.0},
@@ -25,6 +25,11 @@ OPTIMIZERS = {
         "p": PolynomialDecay(2.0, 10, 0.8),
     },
     "set later": {"weight_decay": 0.0},
+}
+# What `LpDecayCallback` is given, after the steps of Adam.
+CALLBACKS = {
+    "callback": {"weight_decay": 0.3},
+    "callback, updated": {"weight_decay": 0.3, "reference": "updated"},
 }
 
 
@@ -74,21 +79,27 @@ def make_model():
     return model
 
 
-def train(name, arguments):
+def train(name):
     """Twenty steps in two epochs, on the same batches in every setting."""
     random = np.random.default_rng(0)
     x = random.normal(size=(160, 8)).astype("float32")
     y = np.argmax(x @ random.normal(size=(8, 4)), axis=1)
     model = make_model()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=LpAdamW(1e-2, **arguments), loss=loss)
+    if name in CALLBACKS:
+        optimizer = keras.optimizers.Adam(1e-2)
+        callbacks = [LpDecayCallback(**CALLBACKS[name])]
+    else:
+        optimizer = LpAdamW(1e-2, **OPTIMIZERS[name])
+        callbacks = []
+    model.compile(optimizer=optimizer, loss=loss)
 
     def set_later(epoch, logs=None):
         if name == "set later" and epoch == 1:
             model.optimizer.weight_decay = 0.3
 
-    callback = keras.callbacks.LambdaCallback(on_epoch_begin=set_later)
-    model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0, callbacks=[callback])
+    callbacks.append(keras.callbacks.LambdaCallback(on_epoch_begin=set_later))
+    model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
     return model
 
 
@@ -96,8 +107,8 @@ def main():
     setting, output = sys.argv[1:]
     arrays = {}
     with SETTINGS[setting]():
-        for name, arguments in OPTIMIZERS.items():
-            model = train(name, arguments)
+        for name in [*OPTIMIZERS, *CALLBACKS]:
+            model = train(name)
             for variable in [*model.variables, *model.optimizer.variables]:
                 key = f"{name}/{variable.path.partition('/')[2]}"
                 arrays[key] = keras.ops.convert_to_numpy(variable)
