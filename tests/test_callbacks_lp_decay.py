@@ -792,7 +792,7 @@ TWICE = "decays by an Lp rule already; .* Leave out one of the two. Received: op
         pytest.param(lp_in_several, TWICE, marks=is_new),
         pytest.param(
             lambda: optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.SGD())),
-            "follows one optimizer. Give the decay to those in the `MultiOptimizer`",
+            r"cannot follow a `MultiOptimizer`. Give the decay to the optimizers in it",
             marks=is_new,
         ),
         (lambda: optimizers.SGD(0.1, use_ema=True), "no zero lasts. Use `LpAdamW` or `LpDecay"),
