@@ -520,6 +520,7 @@ def in_either_place(optimizer, lp_optimizer, make_callback, make_other, **argume
     return results
 
 
+@pytest.mark.slow
 def test_next_epoch_decays_from_the_weights_that_other_callbacks_set():
     decay = {"weight_decay": 0.3, "p": 0.8}
     seen = []
@@ -543,6 +544,7 @@ def test_next_epoch_decays_from_the_weights_that_other_callbacks_set():
     assert zeros(seen[2]) >= 0.5 > zeros(seen[4])
 
 
+@pytest.mark.slow
 def test_second_fit_decays_from_the_weights_that_were_restored_or_loaded(tmp_path):
     decay = {"weight_decay": 0.3, "p": 0.8}
     results = []
@@ -622,6 +624,7 @@ def test_strength_of_zero_leaves_the_weights_bitwise_those_of_the_optimizer():
 # ------------------------------------------------------------------ several trainings
 
 
+@pytest.mark.slow
 def test_two_fits_are_one_long_fit():
     results = []
     for epochs in (2, 2), (4,):
@@ -634,6 +637,7 @@ def test_two_fits_are_one_long_fit():
     assert zeros(results[0]) > 0.05
 
 
+@pytest.mark.slow
 def test_callback_of_one_model_decays_another_as_a_new_one_does():
     first, second = LpDecayCallback(1.0, p=0.7), LpDecayCallback(1.0, p=0.7)
     train(optimizers.SGD(LR), first, epochs=1)
@@ -661,6 +665,7 @@ def test_layer_that_is_frozen_between_fits_stays_as_it_is():
     check_same(*results)
 
 
+@pytest.mark.slow
 def test_model_trains_on_without_the_callback_and_without_the_decay():
     model = side_by_side()
     train(optimizers.SGD(LR), LpDecayCallback(1.0, p=0.7), model=model)
@@ -874,6 +879,7 @@ class Crash(keras.callbacks.Callback):
         self.epoch = epoch
 
 
+@pytest.mark.slow
 def test_training_that_crashed_goes_on_with_the_strength_that_was_set(tmp_path):
     def run(*further):
         model, callback = side_by_side(), LpDecayCallback(0.1, p=0.7)

@@ -37,6 +37,9 @@ def train(folder):
     )
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """What each run ended with. One command, started again after each kill."""
