@@ -325,13 +325,14 @@ def test_training_goes_on_bitwise_after_save_and_load(kind, cell, tmp_path):
 
 
 @every_optimizer
-def test_state_has_no_array_beyond_the_optimizers_own(kind):
+def test_state_has_no_array_of_the_weights_size_beyond_the_optimizers_own(kind):
     variables = make_variables()
     ours, theirs = LpDecay(KINDS[kind]()), KINDS[kind]()
     ours.build(variables)
     theirs.build(variables)
     shapes = [[tuple(v.shape) for v in each.variables] for each in (ours, theirs)]
-    assert sorted(shapes[0]) == sorted([*shapes[1], ()])
+    # The strength, and a number for each decayed variable by which it can be scaled.
+    assert sorted(shapes[0]) == sorted([*shapes[1], (), (len(ours.decayed_variables),)])
 
 
 @pytest.mark.parametrize("kind", REFUSED)
