@@ -11,6 +11,7 @@ stand in RESULTS.md.
 
 import argparse
 import csv
+import math
 import os
 import time
 from dataclasses import astuple, dataclass, fields
@@ -129,41 +130,49 @@ def by_value(runs, method):
     return {v: [run for run in runs if (run.method, run.value) == (method, v)] for v in values}
 
 
-def print_tables(task, runs):
+def at_sparsity(groups, sparsity):
+    """What strengths set by hand give at a sparsity: between two, a line over log(nonzero)."""
+    points = sorted((math.log(1 - mean(g, "sparsity")), mean(g, "metric")) for g in groups)
+    x, y = zip(*points, strict=True)
+    wanted = math.log(1 - sparsity)
+    return float(np.interp(wanted, x, y)) if x[0] <= wanted <= x[-1] else None
+
+
+def print_tables(task, runs, values):
     """What came out of one task: the strengths set by hand, then the targets against them."""
     runs = [run for run in runs if run.task == task.name]
-    grid = by_value(runs, "weight_decay")
-    print(f"\n{task.name}: {task.metric}, mean of {len({run.seed for run in runs})} seeds\n")
+    grid = {v: group for v, group in by_value(runs, "weight_decay").items() if v in values}
+    grid = {v: group for v, group in grid.items() if mean(group, "sparsity") < 1}
+    print(f"\n{task.name}: {task.metric}, seeds: {len({run.seed for run in runs})}\n")
     print("| optimizer | `weight_decay` | zeros | result |\n| --- | --- | --- | --- |")
-    for value, group in by_value(runs, "adamw").items():
-        print(f"| AdamW | {value:g} | {mean(group, 'sparsity'):.2%} | {show(task, group)} |")
-    for value, group in grid.items():
-        print(f"| LpAdamW | {value:g} | {mean(group, 'sparsity'):.2%} | {show(task, group)} |")
+    methods = {"AdamW": by_value(runs, "adamw"), "LpAdamW": grid}
+    for name, groups in methods.items():
+        for value, group in groups.items():
+            zeros = f"{mean(group, 'sparsity'):.2%}"
+            print(f"| {name} | {value:g} | {zeros} | {show(task, group)} |")
     print(
-        "\n| target | zeros | closed by magnitude | result | best with no more zeros | difference "
-        "| best with no fewer zeros | difference |\n" + "| --- " * 8 + "|"
+        "\n| target | zeros | closed by magnitude | result | by hand, same zeros | difference "
+        "| best by hand, no more zeros | difference |\n" + "| --- " * 8 + "|"
     )
-    sign = 1 if task.better == "max" else -1
     for target, group in by_value(runs, "target").items():
         zeros = f"{min(r.sparsity for r in group):.4%} to {max(r.sparsity for r in group):.4%}"
         closed = max(run.sparsity - run.before for run in group)
         cells = [f"{target:.0%}", zeros, f"{closed:.2%} at most", show(task, group)]
-        for rival in (
-            [g for g in grid.values() if mean(g, "sparsity") <= target],
-            [g for g in grid.values() if mean(g, "sparsity") >= target],
-        ):
-            best = max(rival, key=lambda g: sign * mean(g, "metric"), default=None)
-            if best is None:
-                cells += ["none", ""]
-                continue
-            difference = mean(group, "metric") - mean(best, "metric")
-            zeros = f"{best[0].value:g} ({mean(best, 'sparsity'):.1%} zeros)"
-            unit = f"{100 * difference:+.2f} points"
-            cells += [
-                f"{show(task, best)}, `weight_decay` {zeros}",
-                unit if task.unit == "percent" else f"{difference:+.3f} nats",
-            ]
+        lower = [mean(g, "metric") for g in grid.values() if mean(g, "sparsity") <= target]
+        best = (max if task.better == "max" else min)(lower, default=None)
+        for rival in (at_sparsity(grid.values(), target), best):
+            cells += against(task, mean(group, "metric"), rival)
         print(f"| {' | '.join(cells)} |")
+
+
+def against(task, value, rival):
+    """A result of a rival, and by how much ours is more."""
+    if rival is None:
+        return ["not in the grid", ""]
+    difference = value - rival
+    if task.unit == "percent":
+        return [task.show(rival), f"{100 * difference:+.2f} points"]
+    return [task.show(rival), f"{difference:+.3f} nats"]
 
 
 def show(task, runs):
@@ -199,7 +208,7 @@ def main():
                     runs.append(train(task, method, value, seed))
                     append(arguments.output, runs[-1])
                     print(runs[-1], flush=True)
-        print_tables(task, runs)
+        print_tables(task, runs, arguments.grid)
 
 
 if __name__ == "__main__":
