@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import warnings
 
 import keras
@@ -212,41 +210,6 @@ def test_every_schedule_ends_at_its_target(schedule, data):
     final = (0.8,) if isinstance(schedule, str) else ()
     fit(model, data, [SparsityTarget(*final, schedule=schedule)])
     assert sum(map(zeros, kernels(model))) == round(0.8 * 440)
-
-
-def test_polynomial_is_that_of_the_paper():
-    schedule = PolynomialSparsity(0.1, 0.9, begin_step=20, end_step=100, power=3)
-    for step in (20, 33, 60, 99, 100):
-        share = (step - 20) / 80
-        expected = 0.9 + (0.1 - 0.9) * (1 - share) ** 3
-        ours = 0.1 + (0.9 - 0.1) * schedule.progress(share)
-        assert ours == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.backend("tensorflow")
-def test_schedules_of_tfmot_mean_the_same():
-    # In a process of its own, since TF-MOT changes what `tf.keras` means.
-    script = (
-        "import tensorflow_model_optimization as tfmot, keras_lp\n"
-        "from keras_lp.callbacks.schedules import as_schedule\n"
-        "s = tfmot.sparsity.keras\n"
-        "polynomial = s.PolynomialDecay(0.2, 0.9, 10, 110, power=2, frequency=7)\n"
-        "ours = as_schedule(polynomial)\n"
-        "assert ours == keras_lp.PolynomialSparsity(0.2, 0.9, 10, 110, 2, 7), ours\n"
-        "for step in (10, 45, 94, 108):\n"
-        "    theirs = float(polynomial(step)[1])\n"
-        "    value = 0.2 + 0.7 * ours.progress((step - 10) / 100)\n"
-        "    assert abs(value - theirs) < 1e-6, (step, value, theirs)\n"
-        "constant = as_schedule(s.ConstantSparsity(0.5, 10, frequency=3))\n"
-        "assert constant == keras_lp.ConstantSparsity(0.5, 10, -1, 3).as_polynomial()\n"
-        "keras_lp.SparsityTarget(schedule=polynomial)\n"
-        "print('same')\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert process.stdout.strip() == "same", process.stderr
 
 
 def test_target_is_reached_where_fit_is_called_for_each_epoch(data):

@@ -47,7 +47,7 @@ class Course:
     def sparsity(self, step: float) -> float:
         """What is scheduled at a step."""
         done = self.schedule.progress((step - self.begin) / self.length)
-        return self.initial + (self.final - self.initial) * done
+        return self.final + (self.initial - self.final) * (1.0 - done)
 
     def magnitude_to_fall(self, step: int, found: Magnitudes) -> float:
         """Magnitude `Q` under which weights have to fall; 0 if enough did."""
