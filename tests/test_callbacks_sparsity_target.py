@@ -343,7 +343,8 @@ def test_more_zeros_than_the_target_are_refused_before_training(data):
     model = make(LpAdamW(2e-3))
     keras_lp.prune(model, sparsity=0.9)
     with pytest.raises(ValueError, match=r"final sparsity of 80.00% .* 90.00% zeros"):
-        fit(model, data, [SparsityTarget(0.8, begin_step=0)])
+        fit(model, data, [SparsityTarget(0.8)])
+    assert int(model.optimizer.iterations) == 0
 
 
 def test_decay_of_a_callback_of_an_earlier_training_is_not_steered(data):

@@ -129,6 +129,7 @@ class SparsityTarget(keras.callbacks.Callback):
         memory, seen = self._memory, batches_seen(self.model.optimizer)
         is_new = _numbers(memory.start) < 0
         if is_new:
+            self._check_room(self._look())
             memory.start.assign(seen)
             memory.span.assign(self._schedule.span(self._steps_from(epoch)))
             self._turn_off()
@@ -241,8 +242,8 @@ class SparsityTarget(keras.callbacks.Callback):
         for decay in self._decays:
             decay.steer([0.0] * len(decay.decayed_variables))
 
-    def _initial(self, found: Sequence[Magnitudes]) -> list[float]:
-        """The sparsity that each group begins with; raises ValueError where it is too high."""
+    def _check_room(self, found: Sequence[Magnitudes]) -> None:
+        """Raises ValueError where there are more zeros already than there are to be."""
         for one, (variables, final) in zip(found, self._groups, strict=True):
             if one.zeros > round(final * one.size):
                 raise ValueError(
@@ -250,6 +251,9 @@ class SparsityTarget(keras.callbacks.Callback):
                     f"not come back. Received: a final sparsity of {final:.2%} for variables with "
                     f"{one.sparsity:.2%} zeros ({list_paths(variables, 3)})"
                 )
+
+    def _initial(self, found: Sequence[Magnitudes]) -> list[float]:
+        """The sparsity from which the way of each group begins."""
         given = self._schedule.initial_sparsity
         finals = [final for _, final in self._groups]
         return [
@@ -357,6 +361,11 @@ def _steerable(model: keras.Model) -> list[Any]:
         )
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
+    if not any(decay.decayed_variables for decay in decays):
+        raise ValueError(
+            "The optimizer was saved for other variables, and decays nothing. Compile the model "
+            f"with a new one. {received}"
+        )
     for decay in decays:
         strengths = decay.weight_decay
         strengths = strengths if isinstance(strengths, tuple) else (strengths,)
