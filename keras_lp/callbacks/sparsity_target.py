@@ -24,7 +24,7 @@ from keras_lp.callbacks.training import (
     strategy_scope,
 )
 from keras_lp.selection import check_patterns, find_overrides, list_paths
-from keras_lp.sparsity.freezing import freeze_zeros
+from keras_lp.sparsity.freezing import freeze_zeros, unfreeze_zeros
 from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
 from keras_lp.sparsity.report import by_layer, check_model
 
@@ -114,6 +114,7 @@ class SparsityTarget(keras.callbacks.Callback):
                 self._start_on(model, variables)
         # Beside the optimizer it is saved with the weights, and no part of the model.
         model.optimizer.sparsity_target = self._memory
+        self._step = 0  # The memory knows; a training that was interrupted may go back.
 
     def _start_on(self, model: keras.Model, variables: list[Any]) -> None:
         """Forgets what it was used for before."""
@@ -121,7 +122,6 @@ class SparsityTarget(keras.callbacks.Callback):
         self._groups = self._group(model, variables)
         self._look = measure([members for members, _ in self._groups], model)
         self._memory = _Memory(len(self._groups))
-        self._step = 0
         self._is_frozen = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -143,6 +143,9 @@ class SparsityTarget(keras.callbacks.Callback):
             self._turn_off()  # A `LpDecayCallback` may be a new one.
             if not self._is_frozen:
                 self._freeze()
+        elif self._is_frozen:  # It was interrupted after the end, and goes on from before.
+            unfreeze_zeros(self.model)
+            self._is_frozen = False
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Steers every few steps, and closes at the last one."""

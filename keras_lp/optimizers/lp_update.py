@@ -210,7 +210,8 @@ class LpUpdate(keras.optimizers.Optimizer):
     def steer(self, strengths: Sequence[float]) -> None:
         """Sets the strength of each decayed variable, of the norm of `steered_exponents`.
 
-        `weight_decay` is set to the largest, and scaled down for the other variables.
+        `weight_decay` is set to the largest, and scaled down for the other variables; other
+        norms keep their strengths.
         """
         largest = max(strengths)
         self._scales.assign([one / largest if largest else 1.0 for one in strengths])
@@ -460,12 +461,19 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
         weight_decay, p = self._decay.norms(self._selection.overrides[index])
+        exponents = tuple(map(self._now, _as_tuple(p)))
         rate = at_least_float32(learning_rate)
-        rate = ops.multiply(rate, self._scales[list(self._selection.overrides).index(index)])
-        strength = each(
-            lambda one: ops.multiply(rate, at_least_float32(self._now(one))), weight_decay
+        scaled = ops.multiply(rate, self._scales[list(self._selection.overrides).index(index)])
+        rates = [scaled]
+        if len(exponents) > 1:  # Only the norm that `steer` sets is scaled.
+            numbers = [ops.cast(one, rate.dtype) for one in exponents]
+            least = functools.reduce(ops.minimum, numbers)
+            rates = [ops.where(ops.equal(one, least), scaled, rate) for one in numbers]
+        strengths = tuple(
+            ops.multiply(one, at_least_float32(self._now(strength)))
+            for one, strength in zip(rates, _as_tuple(weight_decay), strict=True)
         )
-        return decay_divisor(variable, strength, each(self._now, p))
+        return decay_divisor(variable, strengths, exponents)
 
     def _warn_of_zeros_that_stay(self) -> None:
         """Warns once of variables that this rule can never move away from zero."""
