@@ -610,6 +610,14 @@ def test_sparsity_below_that_of_the_beginning_is_refused(mlp, data, sparsify):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("where", ["optimizer", "override"])
+def test_second_norm_that_makes_zeros_is_refused(mlp, where):
+    p = {"optimizer": (0.5, 1.0), "override": (0.5, 2.0)}[where]
+    optimizer = LpAdamW(1e-3, (0.1, 0.1), p=p, overrides={"c/": {"p": (0.3, 0.9)}})
+    with pytest.raises(ValueError, match=r"one norm.*Keep one.*p=\(0\.[35], "):
+        SparsityTarget(0.8).set_model(compiled(mlp(), optimizer))
+
+
 def test_model_that_is_not_built_is_refused():
     model = compiled(keras.Sequential([keras.layers.Dense(3)]), LpAdamW(1e-3))
     with pytest.raises(ValueError, match="must be built"):

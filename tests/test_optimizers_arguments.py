@@ -211,7 +211,7 @@ def test_override_with_its_own_strength_is_a_scalar_of_state_more():
     optimizer.build(weights)
     added = optimizer.variables[len(keras.optimizers.SGD().variables) :]
     # Two strengths, and how they are scaled for each of the two variables.
-    assert sorted(tuple(variable.shape) for variable in added) == [(), (), (2,)]
+    assert sorted(tuple(variable.shape) for variable in added) == [(), (), (2, 1)]
 
 
 @pytest.mark.parametrize(

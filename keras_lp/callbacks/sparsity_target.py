@@ -389,4 +389,12 @@ def _steerable(model: keras.Model) -> list[Any]:
                 "weight vanishes as it comes near zero, and few weights get there. "
                 f"{received}, p={decay.p!r}"
             )
+        given = [decay.p, *(one["p"] for one in decay.overrides.values() if "p" in one)]
+        for p in given:
+            if isinstance(p, tuple) and sum(float(one) <= 1 for one in p) > 1:
+                raise ValueError(
+                    "`SparsityTarget` steers one norm; another one with p <= 1 would make zeros "
+                    "of its own. Keep one such norm, beside others such as p=2. "
+                    f"{received}, p={p!r}"
+                )
     return decays

@@ -204,8 +204,9 @@ class LpUpdate(keras.optimizers.Optimizer):
 
         Of several norms it is the one of the least exponent, which makes the zeros.
         """
+        steered = self._steered_norm()
         exponents = [self._decay.norms(override)[1] for _, override in self._selection.decayed]
-        return [min(map(float, map(self._now, _as_tuple(p)))) for p in exponents]
+        return [float(self._now(_as_tuple(p)[steered])) for p in exponents]
 
     def steer(self, strengths: Sequence[float]) -> None:
         """Sets the strength of each decayed variable, of the norm of `steered_exponents`.
@@ -213,12 +214,16 @@ class LpUpdate(keras.optimizers.Optimizer):
         `weight_decay` is set to the largest, and scaled down for the other variables; other
         norms keep their strengths.
         """
-        largest = max(strengths)
-        self._scales.assign([one / largest if largest else 1.0 for one in strengths])
-        norms = _as_tuple(self.weight_decay)
-        steered = int(np.argmin([float(p) for p in _as_tuple(self.p)]))
-        norms = tuple(largest if i == steered else float(one) for i, one in enumerate(norms))
-        self.weight_decay = norms if is_several(self.weight_decay) else norms[0]
+        largest, steered = max(strengths), self._steered_norm()
+        scales = np.ones(self._scales.shape)
+        scales[:, steered] = [one / largest if largest else 1.0 for one in strengths]
+        self._scales.assign(scales)
+        norms = [float(one) for one in _as_tuple(self.weight_decay)]
+        norms[steered] = largest
+        self.weight_decay = norms if is_several(self.weight_decay) else largest
+
+    def _steered_norm(self) -> int:
+        return int(np.argmin([float(p) for p in _as_tuple(self.p)]))
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -271,7 +276,10 @@ class LpUpdate(keras.optimizers.Optimizer):
             self._selection = Selection.of(var_list, decayed, rules)
         with self._base():
             super().build(var_list)
-        self._scales = self._add_setting("scales", [1.0] * len(self._selection.decayed))
+        # What the strength of each norm is multiplied by, for each decayed variable.
+        norms = [self._decay.norms(override)[0] for _, override in self._selection.decayed]
+        most = max((len(_as_tuple(one)) for one in norms), default=1)
+        self._scales = self._add_setting("scales", np.ones((len(norms), most)))
         if self._selection is not restored:  # Else the values are still to be loaded.
             self._warn_of_zeros_that_stay()
 
@@ -461,19 +469,13 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
         weight_decay, p = self._decay.norms(self._selection.overrides[index])
-        exponents = tuple(map(self._now, _as_tuple(p)))
         rate = at_least_float32(learning_rate)
-        scaled = ops.multiply(rate, self._scales[list(self._selection.overrides).index(index)])
-        rates = [scaled]
-        if len(exponents) > 1:  # Only the norm that `steer` sets is scaled.
-            numbers = [ops.cast(one, rate.dtype) for one in exponents]
-            least = functools.reduce(ops.minimum, numbers)
-            rates = [ops.where(ops.equal(one, least), scaled, rate) for one in numbers]
+        scales = self._scales[list(self._selection.overrides).index(index)]
         strengths = tuple(
-            ops.multiply(one, at_least_float32(self._now(strength)))
-            for one, strength in zip(rates, _as_tuple(weight_decay), strict=True)
+            ops.multiply(ops.multiply(rate, scales[norm]), at_least_float32(self._now(one)))
+            for norm, one in enumerate(_as_tuple(weight_decay))
         )
-        return decay_divisor(variable, strengths, exponents)
+        return decay_divisor(variable, strengths, tuple(map(self._now, _as_tuple(p))))
 
     def _warn_of_zeros_that_stay(self) -> None:
         """Warns once of variables that this rule can never move away from zero."""
