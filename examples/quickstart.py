@@ -44,27 +44,22 @@ class Result:
     file_accuracy: float
     path: Path
     model: keras.Model
-    curves: dict[str, list[float]]
+    history: dict[str, list[float]]
 
 
 class Progress(keras.callbacks.Callback):
-    """Records accuracy and sparsity of each epoch, and prints a line every ten epochs."""
+    """Prints a line every ten epochs."""
 
     def __init__(self, label):
         super().__init__()
         self.label = label
-        self.curves = {"accuracy": [], "sparsity": []}
 
     def on_epoch_end(self, epoch, logs=None):
-        """Records one epoch."""
-        accuracy = logs["val_accuracy"]
-        sparsity = keras_lp.sparsity_report(self.model).sparsity
-        self.curves["accuracy"].append(accuracy)
-        self.curves["sparsity"].append(sparsity)
+        """Prints what one epoch came to; `SparsityLogger` has put the sparsity there."""
         if (epoch + 1) % 10 == 0 or epoch + 1 == self.params["epochs"]:
             print(
                 f"  {self.label}  epoch {epoch + 1:3d}/{self.params['epochs']}"
-                f"  test accuracy {accuracy:.3f}  sparsity {sparsity:6.1%}",
+                f"  test accuracy {logs['val_accuracy']:.3f}  sparsity {logs['sparsity']:6.1%}",
                 flush=True,
             )
 
@@ -104,17 +99,16 @@ def train(label, optimizer, data, epochs, seed):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    progress = Progress(label)
-    model.fit(
+    history = model.fit(
         x_train,
         y_train,
         validation_data=(x_test, y_test),
         batch_size=32,
         epochs=epochs,
         verbose=0,
-        callbacks=[progress],
+        callbacks=[keras_lp.SparsityLogger(), Progress(label)],
     )
-    return model, progress.curves
+    return model, history.history
 
 
 def accuracy_in_litert(path, x, y):
@@ -125,7 +119,7 @@ def accuracy_in_litert(path, x, y):
     return float(np.mean(np.argmax(logits, axis=1) == y))
 
 
-def deploy(label, model, curves, data, path, **options):
+def deploy(label, model, history, data, path, **options):
     """Strips, saves and exports a trained model, and measures the file."""
     _, x_test, _, y_test = data
     if keras_lp.sparsity_report(model).sparsity > 0:
@@ -141,7 +135,7 @@ def deploy(label, model, curves, data, path, **options):
         file_accuracy=accuracy_in_litert(path, x_test, y_test),
         path=path,
         model=model,
-        curves=curves,
+        history=history,
     )
 
 
@@ -198,43 +192,17 @@ def draw(dense, sparse, path):
     figure, (accuracy, sparsity, weights) = plt.subplots(
         1, 3, figsize=(13, 3.8), layout="constrained"
     )
-    styles = {"AdamW": (dense, "--", "0.45"), "LpAdamW": (sparse, "-", "tab:blue")}
-    for label, (result, line, color) in styles.items():
-        epochs = range(1, len(result.curves["accuracy"]) + 1)
-        accuracy.plot(epochs, result.curves["accuracy"], line, color=color, label=label)
-        sparsity.plot(
-            epochs, 100 * np.array(result.curves["sparsity"]), line, color=color, label=label
-        )
-    last = [result.curves["accuracy"][-1] for result in (dense, sparse)]
+    for label, line, result in (("AdamW", "-", dense), ("LpAdamW", "--", sparse)):
+        values = result.history["val_accuracy"]
+        accuracy.plot(range(1, len(values) + 1), values, line, label=label)
+        keras_lp.plotting.plot_weights(result.model, label=label, ax=weights)
+    last = min(result.history["val_accuracy"][-1] for result in (dense, sparse))
+    accuracy.set_ylim(min(0.85, last - 0.1), 1.0)
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="test accuracy")
-    accuracy.set_ylim(min(0.85, min(last) - 0.1), 1.0)
-    sparsity.set(title="Sparsity", xlabel="epoch", ylabel="zeros among the weights (%)")
-    sparsity.set_ylim(-3, 103)
     accuracy.legend(loc="lower right")
-    sparsity.legend(loc="center right")
-
-    bins = np.linspace(-6, 0.5, 66)
-    for label, (result, _, color) in styles.items():
-        magnitudes = np.abs(
-            np.concatenate([v.numpy().ravel() for v in result.model.weights if v.ndim > 1])
-        )
-        zeros = np.mean(magnitudes == 0)
-        weights.hist(
-            np.log10(magnitudes[magnitudes > 0]),
-            bins,
-            color=color,
-            histtype="step" if label == "AdamW" else "stepfilled",
-            linestyle="--" if label == "AdamW" else "-",
-            label=f"{label} (and {zeros:.0%} exact zeros)",
-        )
-    weights.set_yscale("log")
-    weights.set_ylim(0.7, 3e6)  # leaves room for the legend
-    weights.set(
-        title="Weights that are not zero",
-        xlabel="log10 of the magnitude of a weight",
-        ylabel="number of weights",
-    )
-    weights.legend(loc="upper left")
+    keras_lp.plotting.plot_sparsity(sparse.history, ax=sparsity)
+    sparsity.set(title="Sparsity of LpAdamW")
+    weights.set(title="Weights that are not zero")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
