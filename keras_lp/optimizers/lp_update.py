@@ -218,9 +218,7 @@ class LpUpdate(keras.optimizers.Optimizer):
         scales = np.ones(self._scales.shape)
         scales[:, steered] = [one / largest if largest else 1.0 for one in strengths]
         self._scales.assign(scales)
-        norms = [float(one) for one in _as_tuple(self.weight_decay)]
-        norms[steered] = largest
-        self.weight_decay = norms if is_several(self.weight_decay) else largest
+        _as_tuple(self.weight_decay)[steered].assign(largest)
 
     def _steered_norm(self) -> int:
         return int(np.argmin([float(p) for p in _as_tuple(self.p)]))
