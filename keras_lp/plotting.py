@@ -4,6 +4,7 @@ Each function draws into the given Axes, or into a new pyplot figure, and return
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -25,7 +26,10 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"facecolor": "none", "linestyle": "--", "hatch": "//"},
     {"facecolor": "none", "linestyle": "-"},
     {"facecolor": "none", "linestyle": ":"},
+    {"facecolor": "none", "linestyle": "-.", "hatch": "xx"},
+    {"facecolor": "none", "linestyle": "--", "hatch": ".."},
 )
+_MARKERS = ".sx^+"  # Curves of sparsity in one picture.
 
 
 def plot_sparsity(
@@ -33,9 +37,12 @@ def plot_sparsity(
     *,
     metric: str | None = None,
     target: float | None = None,
+    label: str = "sparsity",
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Draws the sparsity of a model over the epochs of its training.
+
+    Draw several histories into one Axes, each with its `label`, to compare them.
 
     Args:
         history: What `model.fit` returned, or its `history.history`, with the key
@@ -43,6 +50,7 @@ def plot_sparsity(
         metric: Key of a second curve in `history`, such as `"val_accuracy"`, drawn dashed
             against an axis of its own on the right.
         target: Float in [0, 1], a sparsity to mark by a dotted line.
+        label: Name of the curve in a legend, which is there if there are several lines.
         ax: A matplotlib Axes to draw into; if None, a new pyplot figure is made.
 
     Returns:
@@ -50,9 +58,10 @@ def plot_sparsity(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        TypeError: If `history` is neither a `keras.callbacks.History` nor a dict.
+        TypeError: If `history` is neither a `keras.callbacks.History` nor a dict, or `ax` is
+            no Axes.
         ValueError: If `history` lacks `"sparsity"` or `metric`, or a curve does not have one
-            value for each epoch, or `target` is out of its range.
+            finite value or more, one for each epoch, or `target` is out of its range.
 
     Example:
     >>> history = model.fit(x, y, epochs=60, callbacks=[keras_lp.SparsityLogger()])
@@ -74,14 +83,23 @@ def plot_sparsity(
     if target is not None:
         check_sparsity("target", target)
 
-    ax = _new_axes() if ax is None else ax
+    ax = _axes(ax)
     axes = [ax]
-    lines = ax.plot(epochs, 100 * sparsity, color="C0", marker=".", label="sparsity")
+    number = len(ax.lines)
+    ax.plot(
+        epochs,
+        100 * sparsity,
+        color=f"C{number}",
+        marker=_MARKERS[number % len(_MARKERS)],
+        markevery=1 if number == 0 else 1 + len(epochs) // 15,
+        label=label,
+    )
     ax.set(xlabel="epoch", ylabel="sparsity (%)", ylim=(-3, 103))
     ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     if target is not None:
-        label = f"target {100 * target:g} %"
-        lines.append(ax.axhline(100 * target, color="0.2", linestyle=":", linewidth=1, label=label))
+        text = f"target {100 * target:g} %"
+        ax.axhline(100 * target, color="0.2", linestyle=":", linewidth=1, label=text)
+    lines = list(ax.lines)
     if second is not None:
         axes.append(ax.twinx())
         lines += _plot_metric(axes[1], epochs, *second)
@@ -128,7 +146,7 @@ def plot_weights(
     >>> ax = keras_lp.plotting.plot_weights(dense, label="AdamW")
     >>> keras_lp.plotting.plot_weights(sparse, label="LpAdamW", ax=ax)
     """
-    if not (isinstance(bins, int) and bins >= 1):
+    if not (isinstance(bins, Integral) and bins >= 1):
         raise ValueError(
             f"Argument `bins` must be a positive integer, the bins per decade. Received: {bins=}"
         )
@@ -138,7 +156,7 @@ def plot_weights(
     magnitudes = np.concatenate([np.abs(array, dtype="float64").ravel() for array in arrays])
     counts, edges = _histogram(np.log10(magnitudes[magnitudes > 0]), bins)
 
-    ax = _new_axes() if ax is None else ax
+    ax = _axes(ax)
     index = len(ax.get_legend_handles_labels()[0])
     zeros = 100 * np.mean(magnitudes == 0)
     ax.stairs(
@@ -184,8 +202,9 @@ def plot_layers(report: SparsityReport, *, ax: "Axes | None" = None) -> "Axes":
     names = [shorten(layer.name, _NAME) for layer in report.layers]
     left = [f"{layer.size - layer.zeros:,} of {layer.size:,} left" for layer in report.layers]
     if ax is None:
-        characters = max(map(len, names)) + max(map(len, left))
+        characters = max(map(len, names), default=0) + max(map(len, left), default=0)
         ax = _new_axes(_BARS + _CHARACTER * characters, 1 + _ROW * len(rows))
+    ax = _axes(ax)
     ax.barh(rows, [100 * layer.sparsity for layer in report.layers], height=0.7)
     ax.grid(axis="x", color="0.85")
     ax.set_axisbelow(True)
@@ -208,12 +227,24 @@ def _new_axes(width: float = 6.4, height: float = 4.0) -> "Axes":
     return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
 
 
+def _axes(ax: Any) -> "Axes":
+    """The Axes to draw into; raises TypeError unless it is one."""
+    if ax is None:
+        return _new_axes()
+    if not hasattr(ax, "get_xaxis_transform"):
+        raise TypeError(
+            "Argument `ax` must be one matplotlib Axes; of those that `plt.subplots` returns "
+            f"together pass one, such as `axes[0]`. Received: ax={ax!r}"
+        )
+    return ax
+
+
 def _curves(history: Any) -> tuple[Sequence[int], Mapping[str, Sequence[float]]]:
     """The epochs, counted from 1, and the curves of a History or of its dict."""
     if isinstance(history, keras.callbacks.History):
         return [epoch + 1 for epoch in getattr(history, "epoch", ())], history.history
     if isinstance(history, Mapping):
-        return range(1, len(history.get("sparsity", ())) + 1), history
+        return range(1, np.size(history.get("sparsity", ())) + 1), history
     raise TypeError(
         "Argument `history` must be what `model.fit` returns (`keras.callbacks.History`), or "
         f"its dict `history.history`. Received: history={history!r} "
@@ -225,16 +256,21 @@ def _curve(
     curves: Mapping[str, Sequence[float]], key: str, epochs: Sequence[int], requirement: str
 ) -> np.ndarray:
     """One curve; raises ValueError, saying what is required, unless it is there and whole."""
-    if key not in curves:
+    if not (isinstance(key, str) and key in curves):
         raise ValueError(
             f"{requirement}. Received: no {key!r} among the keys {', '.join(curves) or '(none)'}"
         )
-    if len(curves[key]) != len(epochs):
+    values = np.atleast_1d(np.asarray(curves[key], "float64"))
+    if len(values) != len(epochs):
         raise ValueError(
             f"Argument `history` must have a value of {key!r} for each epoch (`validation_freq=1` "
-            f"in `fit`). Received: {len(curves[key])} values, {len(epochs)} epochs"
+            f"in `fit`). Received: {len(values)} values, {len(epochs)} epochs"
         )
-    return np.asarray(curves[key], "float64")
+    if not np.isfinite(values).any():
+        raise ValueError(
+            f"Argument `history` must have a finite value of {key!r}. Received: {values.tolist()}"
+        )
+    return values
 
 
 def _histogram(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:

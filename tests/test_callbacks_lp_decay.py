@@ -472,6 +472,19 @@ def test_callback_warns_if_its_optimizer_makes_no_step():
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.backend("tensorflow", "torch")
+def test_callback_warns_if_its_optimizer_makes_several_steps_in_a_batch():
+    class TwoSteps(TrainsByHand):
+        def parts(self):
+            return 2 * super().parts()
+
+    model = TwoSteps(None)
+    model.compile(optimizers.Adam(LR), linear)
+    x, y = (array[: 10 * BATCH] for array in make_data(2 * UNITS))
+    with pytest.warns(UserWarning, match=r"makes several steps in one: 20 in 10.*`LpDecay\("):
+        model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[LpDecayCallback(1.0)])
+
+
 # ------------------------------------------------------------------ weights and strengths change
 
 

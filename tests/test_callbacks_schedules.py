@@ -80,7 +80,21 @@ def test_begin_that_leaves_no_steps_is_an_error(begin):
 )
 def test_looks_are_a_hundred_or_every_hundred_steps(length, expected):
     assert PolynomialSparsity(None, 0.9, 7, 7 + length).every(length) == expected
-    assert PolynomialSparsity(None, 0.9, 7, 7 + length, frequency=3).every(length) == 3
+
+
+@pytest.mark.parametrize(
+    ("length", "frequency", "expected"),
+    [(10_000, 3, 3), (10_000, 1000, 1000), (250, 100, 25), (9, 100, 1), (1, 1, 1)],
+)
+def test_frequency_is_that_of_the_looks_as_far_as_it_allows_ten_of_them(
+    length, frequency, expected
+):
+    assert PolynomialSparsity(None, 0.9, frequency=frequency).every(length) == expected
+
+
+def test_training_that_is_too_short_for_a_schedule_is_an_error():
+    with pytest.raises(ValueError, match=r"too short.*a training of 1 steps"):
+        PolynomialSparsity(None, 0.9).span(1)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +107,10 @@ def test_looks_are_a_hundred_or_every_hundred_steps(length, expected):
         ({"begin_step": -1}, r"`begin_step` must be an integer >= 0"),
         ({"begin_step": 1.5}, r"`begin_step`.*batches. Received: begin_step=1.5"),
         ({"begin_step": True}, r"`begin_step`.*True"),
-        ({"end_step": 10}, r"`end_step` must be an integer >= 11"),
+        ({"end_step": 10}, r"`end_step` must be after `begin_step`.*begin_step=10, end_step=10"),
+        ({"end_step": 0}, r"`end_step` must be an integer >= 1"),
+        ({"initial_sparsity": 0.95}, r"`initial_sparsity` must not be over.*0\.95, final_.*=0\.9"),
+        ({"final_sparsity": True}, r"`final_sparsity`.*True"),
         ({"end_step": -1}, r"`end_step`.*-1"),
         ({"frequency": 0}, r"`frequency` must be an integer >= 1"),
         ({"power": 0}, r"`power` must be a number > 0"),
@@ -112,7 +129,7 @@ def test_argument_out_of_its_range_is_an_error(arguments, message):
     [
         ({"target_sparsity": 2}, r"`target_sparsity` must be a number from 0 to 1"),
         ({"begin_step": -1}, r"`begin_step`"),
-        ({"begin_step": 5, "end_step": 5}, r"`end_step` must be an integer >= 6"),
+        ({"begin_step": 5, "end_step": 5}, r"`end_step` must be after `begin_step`"),
         ({"frequency": -1}, r"`frequency`"),
     ],
 )

@@ -49,13 +49,15 @@ def test_quickstart_refuses_what_it_cannot_use(tmp_path, arguments, message):
     assert message in process.stderr
 
 
-def test_usage_example_of_the_readme_runs_as_it_stands(tmp_path):
+def test_usage_examples_of_the_readme_run_as_they_stand(tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (tmp_path / "usage.py").write_text(code, encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "usage.py").write_text(first + second, encoding="utf-8")
     printed = run("usage.py", cwd=tmp_path)
     assert "sparsity" in printed
     assert (tmp_path / "model.tflite").exists()
+    assert re.findall(r"sparsity: (0\.\d+)", printed)[-1].startswith("0.95")
+    assert (tmp_path / "sparsity.png").exists()
 
 
 def test_benchmark_of_sparse_files_prints_its_table(tmp_path):

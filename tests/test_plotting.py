@@ -175,6 +175,36 @@ def test_what_is_no_history_is_an_error_that_names_its_type(history):
         plot_sparsity(history)
 
 
+@pytest.mark.parametrize(
+    ("history", "metric", "message"),
+    [
+        ({"sparsity": [0.1], "loss": [1.0]}, ["loss"], r"`metric` must be a key.*no \['loss'\]"),
+        ({"sparsity": [np.nan, np.nan]}, None, r"finite value of 'sparsity'.*nan"),
+        ({"sparsity": []}, None, r"finite value of 'sparsity'. Received: \[\]"),
+    ],
+)
+def test_curve_that_cannot_be_drawn_is_an_error(history, metric, message):
+    with pytest.raises(ValueError, match=message):
+        plot_sparsity(history, metric=metric)
+
+
+@pytest.mark.parametrize("name", ["sparsity", "weights", "layers"])
+def test_several_axes_at_once_are_an_error_that_says_to_pass_one(name, mlp):
+    with pytest.raises(TypeError, match=r"`ax` must be one matplotlib Axes.*`axes\[0\]`"):
+        plots(mlp())[name](ax=plt.subplots(1, 2)[1])
+
+
+def test_histories_in_one_picture_differ_in_black_and_white_and_have_their_names(ax):
+    for label in ("p = 0.8", "p = 0.5", "p = 1"):
+        plot_sparsity(CURVES, label=label, ax=ax)
+    assert len({line.get_marker() for line in ax.lines}) == 3
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "p = 0.8",
+        "p = 0.5",
+        "p = 1",
+    ]
+
+
 @pytest.mark.parametrize("target", [90, -0.1, "0.9", float("nan")])
 def test_target_that_is_no_share_is_an_error(target):
     with pytest.raises(ValueError, match=r"`target` must be a number from 0 to 1.*Received: targ"):

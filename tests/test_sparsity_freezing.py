@@ -139,5 +139,6 @@ def test_excluded_variables_train_on(mlp, batches):
 
 
 def test_what_is_no_model_is_an_error():
-    with pytest.raises(TypeError, match=r"`model` must be a Keras 3 model"):
-        freeze_zeros("model.keras")
+    for function in (freeze_zeros, unfreeze_zeros):
+        with pytest.raises(TypeError, match=r"`model` must be a Keras 3 model"):
+            function("model.keras")

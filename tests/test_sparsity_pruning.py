@@ -39,6 +39,13 @@ def test_ties_fall_in_the_order_of_the_variables_and_of_their_entries(mlp):
     np.testing.assert_array_equal(np.flatnonzero(logits == 0), [0, 1])
 
 
+def test_zeros_have_no_sign(mlp):
+    # The sparse encoding and compression of a file see bits.
+    model = mlp()
+    prune(model, sparsity=0.9)
+    assert not any(np.signbit(w[w == 0]).any() for w in kernels(model))
+
+
 def test_scope_layer_prunes_each_layer_to_the_same_sparsity(mlp):
     model = mlp()
     large = np.full((16, 3), 100.0)

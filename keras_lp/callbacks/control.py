@@ -17,7 +17,7 @@ _LARGEST_ERROR = 0.02  # of the sparsity; a larger one counts as this
 # Of the weights, left to be closed by magnitude, so that nothing overshoots; at least one.
 _MARGIN = 0.002
 _MARGIN_OF_REST = 0.1  # the same, at most, as a share of the weights that are to stay
-_PINNING = 1e-9  # a strength that keeps zeros zero, and other weights as they are
+PINNING = 1e-9  # a strength that keeps zeros zero, and other weights as they are
 _STRONGEST = 1e30
 
 
@@ -89,7 +89,7 @@ def strength(
     such a weight is zero by the next look, since no zero comes back.
     """
     if magnitude == 0 or learning_rate == 0 or math.isnan(log_speed):
-        return _PINNING
+        return PINNING
     log_limit = math.log(magnitude / ((2 - min(p, 1.0)) * learning_rate * every))
     log_strength = min(log_speed, log_limit) + max(1.0 - p, 0.0) * math.log(magnitude)
-    return math.exp(min(max(log_strength, math.log(_PINNING)), math.log(_STRONGEST)))
+    return math.exp(min(max(log_strength, math.log(PINNING)), math.log(_STRONGEST)))

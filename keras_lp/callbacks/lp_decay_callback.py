@@ -2,7 +2,7 @@
 
 `LpDecayCallback` is for optimizers that cannot be an Lp optimizer and for training steps of
 the user's own. What it knows and changes lives in a `DecayOnly` that it puts beside the
-model's optimizer, so that it is saved with the weights and the report finds it.
+model's optimizer, so that `BackupAndRestore` keeps it with the weights.
 """
 
 import functools
@@ -35,7 +35,8 @@ class LpDecayCallback(keras.callbacks.Callback):
     weight after the optimizer's step, `r` the one before it (`reference="previous"`) or `w`
     itself (`"updated"`), and `learning_rate` that of the step. The weights are those that the
     matching Lp optimizer gives. `keras_lp.LpAdamW`, its like and `keras_lp.LpDecay` are
-    faster and keep no second copy of the weights; use them where you can.
+    faster and keep no second copy of the weights; use them where you can, and where a
+    `train_step` of your own makes several steps in a batch: this decays once.
 
     Adds to the logs of each epoch: `sparsity` (share of zeros in the decayed variables),
     `nonzero` (the number of other entries), `weight_decay` and `p`. Place it before the
@@ -84,6 +85,7 @@ class LpDecayCallback(keras.callbacks.Callback):
         self._apply: Any = None
         self._is_following = False  # Whether the decay knows the weights before the next step.
         self._batches = self._batches_before = 0  # that the optimizer has seen
+        self._has_warned = False
 
     @property
     def weight_decay(self) -> Any:
@@ -122,7 +124,7 @@ class LpDecayCallback(keras.callbacks.Callback):
                 self._decay.build(model.trainable_variables)
             self._variables = model.trainable_variables
             self._apply = None
-        self._decay.is_applied = True
+        self._decay.is_applied, self._decay.has_begun = True, False
         model.optimizer.lp_decay = self._decay
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -131,19 +133,25 @@ class LpDecayCallback(keras.callbacks.Callback):
         own = set(map(id, self.decayed_variables))
         twice = [v for v in beside.decayed_variables if id(v) in own]
         if beside is not self._decay and twice:
+            self._decay.is_applied = beside.is_applied = False
             raise ValueError(
                 "Two `LpDecayCallback` would decay the same variables twice. Leave out one; for "
                 "two norms at once pass it lists, such as `weight_decay=(0.01, 0.0001), "
                 f"p=(0.8, 2)`. Received two that decay {list_paths(twice)}"
             )
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Is not applied where no training has begun, as in `evaluate(callbacks=...)`."""
+        self._decay.is_applied &= self._decay.has_begun
+
     def on_train_end(self, logs: Any = None) -> None:
         """Leaves the decay where it is: it says which variables are decayed."""
-        self._decay.is_applied = False
+        self._decay.is_applied = self._decay.has_begun = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins to follow the optimizer."""
         self._decay.start(self._leader)
+        self._decay.has_begun = True
         self._is_following = False
         self._batches = self._batches_before = batches_seen(self._leader)
         if self._apply is None:
@@ -166,7 +174,17 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds to the logs; warns if the optimizer made no step, so that nothing was decayed."""
-        if batches_seen(self._leader) == self._batches_before:
+        steps = batches_seen(self._leader) - self._batches_before
+        batches = self._batches - self._batches_before
+        if steps > batches and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "`LpDecayCallback` decays once after each batch, and the optimizer "
+                f"{self._leader.name!r} makes several steps in one: {steps} in {batches}. Use "
+                "`LpDecay(optimizer)` or an Lp optimizer, which decay in each step.",
+                stacklevel=2,
+            )
+        if steps == 0:
             warnings.warn(
                 f"`LpDecayCallback` decays after the steps of {self._leader.name!r}, which made "
                 "none in this epoch. If the model trains with another optimizer, pass that one: "

@@ -14,6 +14,7 @@ from keras_lp.sparsity.pruning import check_sparsity
 
 POWERS = {"cubic": 3, "linear": 1, "constant": math.inf}
 _DEFAULT_LOOKS = 100  # at the weights, from begin to end
+_FEWEST_LOOKS = 10
 _LONGEST_FREQUENCY = 100
 _DEFAULT_END = 0.8  # of the training; the rest is for fine-tuning
 _DEFAULT_BEGIN = 0.125  # of the end; before, the weights find their places
@@ -34,11 +35,11 @@ class PolynomialSparsity:
         end_step: Integer > `begin_step`, the step to reach `final_sparsity` at. `None` for
             four fifths of the training.
         power: Float > 0. `1` is a straight line. Defaults to `3`.
-        frequency: Integer >= 1, the steps from one look at the weights to the next; `None` for
-            a hundredth of the way, but at most 100.
+        frequency: Integer >= 1, the steps from one look at the weights to the next, at most a
+            tenth of the way; `None` for a hundredth of the way, but at most 100.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or the sparsity would fall.
 
     Example:
     >>> schedule = keras_lp.PolynomialSparsity(0.0, 0.9, begin_step=0, end_step=2000)
@@ -59,7 +60,19 @@ class PolynomialSparsity:
         if self.begin_step is not None:
             _check_step("begin_step", self.begin_step, 0)
         if self.end_step is not None:
-            _check_step("end_step", self.end_step, (self.begin_step or 0) + 1)
+            _check_step("end_step", self.end_step, 1)
+        begin, end, first = self.begin_step, self.end_step, self.initial_sparsity
+        if begin is not None and end is not None and begin >= end:
+            raise ValueError(
+                "Argument `end_step` must be after `begin_step`. Received: "
+                f"begin_step={begin!r}, end_step={end!r}"
+            )
+        if first is not None and first > self.final_sparsity:
+            raise ValueError(
+                "Argument `initial_sparsity` must not be over `final_sparsity`, since zeros do not "
+                f"come back. Received: initial_sparsity={first!r}, "
+                f"final_sparsity={self.final_sparsity!r}"
+            )
         if self.frequency is not None:
             _check_step("frequency", self.frequency, 1)
         if not (isinstance(self.power, Real) and self.power > 0):
@@ -77,6 +90,11 @@ class PolynomialSparsity:
             )
         end = int(_DEFAULT_END * (steps or 0)) if self.end_step is None else int(self.end_step)
         begin = int(_DEFAULT_BEGIN * end) if self.begin_step is None else int(self.begin_step)
+        if end == 0:
+            raise ValueError(
+                "The training is too short for a schedule: its end would be at step 0. Received: "
+                f"a training of {steps} steps"
+            )
         if begin >= end:
             raise ValueError(
                 f"Argument `begin_step` must be before the end, which is step {end} of the "
@@ -92,7 +110,8 @@ class PolynomialSparsity:
 
     def every(self, length: int) -> int:
         """The steps from one look at the weights to the next, on a way of so many steps."""
-        return int(self.frequency or min(max(length // _DEFAULT_LOOKS, 1), _LONGEST_FREQUENCY))
+        frequency = self.frequency or min(max(length // _DEFAULT_LOOKS, 1), _LONGEST_FREQUENCY)
+        return min(int(frequency), max(length // _FEWEST_LOOKS, 1))
 
 
 @dataclass(frozen=True)
@@ -105,8 +124,8 @@ class ConstantSparsity:
             `None` for an eighth of `end_step`, which is a tenth of the training by default.
         end_step: Integer > `begin_step`, the step at which the sparsity is made exact and the
             zeros are frozen; `-1` for four fifths of the training.
-        frequency: Integer >= 1, the steps from one look at the weights to the next; `None` for
-            a hundredth of the way, but at most 100.
+        frequency: Integer >= 1, the steps from one look at the weights to the next, at most a
+            tenth of the way; `None` for a hundredth of the way, but at most 100.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -144,14 +163,15 @@ def as_schedule(schedule: Any) -> PolynomialSparsity:
     if isinstance(schedule, ConstantSparsity):
         return schedule.as_polynomial()
     # TF-MOT's, told by what it says of itself, so that TF-MOT is not imported here.
-    described = schedule.get_config() if hasattr(schedule, "get_config") else {}
+    is_object = hasattr(schedule, "get_config") and not isinstance(schedule, type)
+    described = schedule.get_config() if is_object else {}
     if described.get("class_name") == "PolynomialDecay":
         return PolynomialSparsity(**described["config"])
     if described.get("class_name") == "ConstantSparsity":
         return ConstantSparsity(**described["config"]).as_polynomial()
     raise ValueError(
         f"Argument `schedule` must be one of {sorted(POWERS)}, a `PolynomialSparsity`, a "
-        "`ConstantSparsity`, or one of these two of TF-MOT's (`PolynomialDecay`, "
+        "`ConstantSparsity`, or an object of these two of TF-MOT's (`PolynomialDecay`, "
         f"`ConstantSparsity`). Received: schedule={schedule!r}"
     )
 

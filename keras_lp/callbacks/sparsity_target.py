@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_lp.callbacks.control import Course, strength
+from keras_lp.callbacks.control import PINNING, Course, strength
 from keras_lp.callbacks.measuring import Magnitudes, measure
 from keras_lp.callbacks.schedules import POWERS, PolynomialSparsity, as_schedule
 from keras_lp.callbacks.training import (
@@ -23,10 +23,13 @@ from keras_lp.callbacks.training import (
     lp_optimizers,
     strategy_scope,
 )
+from keras_lp.optimizers.decay_only import DecayOnly, learning_rate_at, step_count
 from keras_lp.selection import check_patterns, find_overrides, list_paths
-from keras_lp.sparsity.freezing import freeze_zeros, unfreeze_zeros
+from keras_lp.sparsity.freezing import check_averages, freeze_zeros, unfreeze_zeros
 from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
 from keras_lp.sparsity.report import by_layer, check_model
+
+_LARGEST_CLOSING = 0.03  # of the weights; more of them are worth a warning
 
 
 class SparsityTarget(keras.callbacks.Callback):
@@ -37,15 +40,21 @@ class SparsityTarget(keras.callbacks.Callback):
     `end_step` the weights of least magnitude that are left over become zero, so that the
     sparsity is the target, exact to one weight; the zeros are frozen as by
     `keras_lp.freeze_zeros`, and the decay is turned off: the rest of the training fine-tunes.
-    Before `begin_step` nothing is decayed.
+    Before `begin_step` nothing is decayed, but zeros that are there stay.
 
     Formula: `weight_decay = speed * Q**max(1 - p, 0)`, where `Q` is the magnitude under which
     weights have to fall for the scheduled sparsity a tenth of the way ahead, and `speed` (of
     a weight of this magnitude, in units of the learning rate) grows while there are fewer
     zeros than scheduled and falls while there are more. With `Q` the decay ends by itself.
 
-    What it has to know is saved with the optimizer, so that `BackupAndRestore` resumes it.
-    Adds `sparsity`, `nonzero`, `weight_decay` and `p` to the logs of each epoch.
+    What it has to know is saved with the optimizer, so that `BackupAndRestore` resumes it. A
+    model of `keras.models.load_model` begins anew, from the zeros it has; where it has the
+    target already, `keras_lp.freeze_zeros` is enough. Callbacks that keep the best weights, such
+    as `EarlyStopping(restore_best_weights=True)`, should start after `end_step`: weights from
+    before it have fewer zeros.
+
+    Adds `sparsity`, `nonzero`, `weight_decay` and `p` to the logs of each epoch. Place it after
+    an `LpDecayCallback`, and before the callbacks that are to see the logs.
 
     Args:
         final_sparsity: Float in [0, 1], the share of zeros in the decayed variables.
@@ -53,8 +62,8 @@ class SparsityTarget(keras.callbacks.Callback):
             with this callback began. Defaults to a tenth of the training.
         end_step: Integer, the step to reach `final_sparsity` at. Defaults to four fifths
             of the training.
-        frequency: Integer >= 1, the steps from one look at the weights to the next. Defaults
-            to a hundredth of the way, but at most 100.
+        frequency: Integer >= 1, the steps from one look at the weights to the next, at most a
+            tenth of the way. Defaults to a hundredth of the way, but at most 100.
         schedule: `"cubic"`, `"linear"`, `"constant"`, or in place of all arguments before a
             `keras_lp.PolynomialSparsity`, a `keras_lp.ConstantSparsity` or their like in
             TF-MOT. Defaults to `"cubic"`.
@@ -66,8 +75,8 @@ class SparsityTarget(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of its range; at the beginning of the training, if
-            the model has no Lp optimizer or `LpDecayCallback` or one whose strength cannot be
-            steered, or it has more zeros than `final_sparsity` asks for.
+            the model is not built, has no Lp optimizer or `LpDecayCallback` or one whose
+            strength cannot be steered, or it has more zeros than `final_sparsity` asks for.
 
     Example:
     >>> model.compile(keras_lp.LpAdamW(1e-3), "sparse_categorical_crossentropy")
@@ -107,6 +116,9 @@ class SparsityTarget(keras.callbacks.Callback):
         check_model(model)
         with strategy_scope(model):
             self._decays = _steerable(model)
+            check_averages(model.optimizer)
+            for decay in self._decays:
+                decay.has_begun = False  # Unless its callback says so, it is one of old.
             variables = [v for decay in self._decays for v in decay.decayed_variables]
             beside = getattr(model.optimizer, "sparsity_target", None)
             is_known = list(map(id, variables)) == list(map(id, self._variables))
@@ -124,17 +136,30 @@ class SparsityTarget(keras.callbacks.Callback):
         self._memory = _Memory(len(self._groups))
         self._is_frozen = False
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Checks that no second callback has taken the place of this one."""
+        if self.model.optimizer.sparsity_target is not self._memory:
+            raise ValueError(
+                "Two `SparsityTarget` cannot steer one model. Leave out one; other targets for "
+                "some variables are `SparsityTarget(overrides={'embedding': 0.5})`. Received: two "
+                "callbacks"
+            )
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins, or goes on where a training that was interrupted has been."""
+        if any(isinstance(decay, DecayOnly) and not decay.has_begun for decay in self._decays):
+            raise _nothing_to_steer(self.model)
         memory, seen = self._memory, batches_seen(self.model.optimizer)
         is_new = _numbers(memory.start) < 0
         if is_new:
-            self._check_room(self._look())
+            found = self._look()
+            self._check_room(found)
             memory.start.assign(seen)
             memory.span.assign(self._schedule.span(self._steps_from(epoch)))
-            self._turn_off()
+            self._hold(found)
         self._begin, self._end = _numbers(memory.span)
-        self._every = self._schedule.every(self._end - self._begin)
+        every = self._schedule.every(self._end - self._begin)
+        self._every = max(every, self.model.steps_per_execution)
         self._is_closed = bool(_numbers(memory.is_closed))
         self._step = self._epoch_start = max(self._step, seen - _numbers(memory.start))
         if is_new and self._begin == 0:
@@ -169,7 +194,8 @@ class SparsityTarget(keras.callbacks.Callback):
             warnings.warn(
                 f"The training ended at step {self._step}, before `end_step={self._end}`: the "
                 "sparsity is not the final one. Train on with the same callback, or make the "
-                "rest zero with `keras_lp.prune`.",
+                "rest zero with `keras_lp.prune`. The optimizer keeps the `weight_decay` that "
+                "was set last.",
                 stacklevel=2,
             )
 
@@ -207,10 +233,17 @@ class SparsityTarget(keras.callbacks.Callback):
             )
 
     def _rates(self) -> list[float]:
-        """The learning rate of each group; the largest, where several optimizers share one."""
+        """The learning rate of each group; the largest, where several optimizers share one.
+
+        Of now or of the next look, since a rate that is warming up would make a strength
+        that suits its beginning far too strong.
+        """
         rates = [0.0] * len(self._groups)
         for decay in self._decays:
-            rate = _numbers(decay.learning_rate)
+            leader = decay.leader() if isinstance(decay, DecayOnly) else decay
+            now = ops.convert_to_tensor(step_count(leader))
+            counts = (now, now + self._every)
+            rate = max(_numbers(learning_rate_at(leader, count)) for count in counts)
             for group in (self._group_of[id(variable)] for variable in decay.decayed_variables):
                 rates[group] = max(rates[group], rate)
         return rates
@@ -225,6 +258,10 @@ class SparsityTarget(keras.callbacks.Callback):
         self._turn_off()
         self._memory.is_closed.assign(1)
         self._is_closed = True
+        self._warn_of(found)
+
+    def _warn_of(self, found: Sequence[Magnitudes]) -> None:
+        """Warns if the decay had made too many zeros by the end, or far too few."""
         over = [
             f"{one.sparsity:.2%} in place of {final:.2%} of {list_paths(variables, 3)}"
             for one, (variables, final) in zip(found, self._groups, strict=True)
@@ -236,10 +273,28 @@ class SparsityTarget(keras.callbacks.Callback):
                 f"back: {'; '.join(over)}. Leave more steps between `begin_step` and `end_step`.",
                 stacklevel=2,
             )
+        under = [
+            f"{final - one.sparsity:.2%} of {list_paths(variables, 3)}"
+            for one, (variables, final) in zip(found, self._groups, strict=True)
+            if final * one.size - one.zeros > max(_LARGEST_CLOSING * one.size, 1)
+        ]
+        if under:
+            warnings.warn(
+                "The decay had not made enough zeros at `end_step`, and weights became zero by "
+                f"their magnitude alone: {'; '.join(under)}. Leave more steps between "
+                "`begin_step` and `end_step`, or look at the learning rate.",
+                stacklevel=2,
+            )
 
     def _freeze(self) -> None:
         freeze_zeros(self.model)
         self._is_frozen = True
+
+    def _hold(self, found: Sequence[Magnitudes]) -> None:
+        """Decays nothing, but keeps zeros zero where there are some."""
+        pins = [PINNING if one.zeros else 0.0 for one in found]
+        for decay in self._decays:
+            decay.steer([pins[self._group_of[id(v)]] for v in decay.decayed_variables])
 
     def _turn_off(self) -> None:
         for decay in self._decays:
@@ -282,6 +337,7 @@ class SparsityTarget(keras.callbacks.Callback):
         return groups
 
 
+@keras.saving.register_keras_serializable("keras_lp", "SparsityTargetMemory")
 class _Memory(keras.layers.Layer):
     """What a `SparsityTarget` has to know to go on; a layer, since Keras saves layers.
 
@@ -289,8 +345,9 @@ class _Memory(keras.layers.Layer):
         groups: Number of groups.
     """
 
-    def __init__(self, groups: int) -> None:
-        super().__init__(name="sparsity_target")
+    def __init__(self, groups: int, **arguments: Any) -> None:
+        super().__init__(**{"name": "sparsity_target", **arguments})
+        self.groups = groups
         # Batches that the optimizer had seen at the start, -1 before it.
         self.start = self._add("start", (), "int32", -1)
         self.span = self._add("span", (2,), "int32", 0)  # The steps of the begin and the end.
@@ -304,6 +361,10 @@ class _Memory(keras.layers.Layer):
         """Loads what was saved; nothing from a file that has none of it."""
         if len(store.keys()) > 0:
             super().load_own_variables(store)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "groups": self.groups}
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: str, value: float) -> Any:
         initializer = keras.initializers.Constant(value)
@@ -321,6 +382,11 @@ def _schedule(
     schedule: Any, final_sparsity: float | None, steps: Mapping[str, Any]
 ) -> PolynomialSparsity:
     """What the arguments of the constructor describe; raises ValueError where they do not."""
+    if hasattr(final_sparsity, "frequency") or hasattr(final_sparsity, "get_config"):
+        raise ValueError(
+            "Pass a schedule object by its name: `SparsityTarget(schedule=...)`. "
+            f"Received: final_sparsity={final_sparsity!r}"
+        )
     if isinstance(schedule, str) and schedule in POWERS:
         if final_sparsity is None:
             raise ValueError(
@@ -352,22 +418,26 @@ def _check_overrides(overrides: Any) -> dict[str, float]:
     return dict(overrides)
 
 
+def _nothing_to_steer(model: keras.Model) -> ValueError:
+    return ValueError(
+        "`SparsityTarget` steers the decay of an Lp optimizer, and there is none. Compile the "
+        "model with `keras_lp.LpAdamW` or its like, or put a `keras_lp.LpDecayCallback` before "
+        f"this callback. Received: optimizer={model.optimizer!r}"
+    )
+
+
 def _steerable(model: keras.Model) -> list[Any]:
     """What decays the model, built; raises ValueError unless its strengths can be steered."""
     decays = lp_optimizers(model)
-    received = f"Received: optimizer={model.optimizer!r}"
     if not decays:
-        raise ValueError(
-            "`SparsityTarget` steers the decay of an Lp optimizer, and there is none. Compile the "
-            "model with `keras_lp.LpAdamW` or its like, or put a `keras_lp.LpDecayCallback` "
-            f"before this callback. {received}"
-        )
+        raise _nothing_to_steer(model)
+    received = f"Received: optimizer={model.optimizer!r}"
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     if not any(decay.decayed_variables for decay in decays):
         raise ValueError(
-            "The optimizer was saved for other variables, and decays nothing. Compile the model "
-            f"with a new one. {received}"
+            "The optimizer decays none of the model's variables: it was saved for others, or is "
+            f"for none of them. Compile the model with a new one. {received}"
         )
     for decay in decays:
         strengths = decay.weight_decay
@@ -376,6 +446,11 @@ def _steerable(model: keras.Model) -> list[Any]:
             raise ValueError(
                 "`SparsityTarget` sets the strength, so that it cannot follow a schedule as well. "
                 f"Pass a number as `weight_decay`. {received}"
+            )
+        if decay.reference != "previous":
+            raise ValueError(
+                "`SparsityTarget` needs weights that stay zero once they are. Create the optimizer "
+                f'with `reference="previous"`. {received}, reference={decay.reference!r}'
             )
         if any("weight_decay" in override for override in decay.overrides.values()):
             raise ValueError(

@@ -7,6 +7,7 @@ Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:240
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from keras_lp.optimizers.arguments import is_schedule
 from keras_lp.optimizers.lp_update import LpUpdate
 
 
+@keras.saving.register_keras_serializable("keras_lp")
 class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
     """Decays weights after the steps of another optimizer, its leader.
 
@@ -28,12 +30,20 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
     Args:
         **arguments: `weight_decay`, `p`, `reference`, `exclude` and `overrides`, as in every
             Lp optimizer.
+
+    Attributes:
+        may_decay: Whether there is a strength over 0, or one may come by itself.
+        is_applied: Whether a callback in the training of now, or of one that was broken off,
+            applies it.
+        has_begun: Whether one has begun with the epoch of now.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(0.0, name="decay_only", **arguments)
+        super().__init__(**{"learning_rate": 0.0, "name": "decay_only", **arguments})
         self.may_decay = True
-        self.is_applied = False
+        self.is_applied = self.has_begun = False
+        # No attribute that Keras would find: it would save the leader as a part of this.
+        self._leader: Callable[[], Any] = lambda: None
         self._previous: list[Any] = []
 
     def build(self, var_list: Sequence[Any]) -> None:
@@ -57,13 +67,23 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         LpUpdate.weight_decay.fset(self, value)  # type: ignore[attr-defined]
         self.may_decay = True
 
+    def leader(self) -> Any:
+        """The optimizer that is followed; `None` before a training."""
+        return self._leader()
+
+    def steer(self, strengths: Sequence[float]) -> None:
+        """Sets the strength of each decayed variable, as in every Lp optimizer."""
+        super().steer(strengths)
+        self.may_decay = True
+
     def start(self, leader: Any) -> None:
         """Takes the count and the learning rate of now for those before the next step."""
+        self._leader = weakref.ref(leader)
         self.may_decay = self._is_strong()
         count = ops.convert_to_tensor(step_count(leader))
         self._iterations.assign(count - 1)
         # Copies, since JAX gives the buffers of the leader away to its next step.
-        self.learning_rate.assign(ops.copy(_learning_rate(leader, count)))
+        self.learning_rate.assign(ops.copy(learning_rate_at(leader, count)))
 
     def take_weights(self) -> None:
         """Takes the weights of now for those before the leader's next step."""
@@ -76,7 +96,7 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         count = ops.convert_to_tensor(step_count(leader))
         has_stepped = ops.greater(count // every, (self._iterations + 1) // every)
         self._iterations.assign(count - 1)  # What schedules have seen in that step.
-        rate = _learning_rate(leader, count - 1)
+        rate = learning_rate_at(leader, count - 1)
         self.learning_rate.assign(rate)
         rate = ops.where(has_stepped, rate, ops.zeros_like(rate))
         for position, index in enumerate(self._selection.overrides):
@@ -134,8 +154,8 @@ def step_count(optimizer: Any) -> Any:
     return optimizer._iterations
 
 
-def _learning_rate(optimizer: Any, count: Any) -> Any:
-    """The learning rate at a count, as a tensor."""
+def learning_rate_at(optimizer: Any, count: Any) -> Any:
+    """The learning rate at a `step_count`, as a tensor; that of now, if no schedule gives it."""
     rate = optimizer.learning_rate
     if not isinstance(rate, keras.Variable):  # It comes from a schedule.
         with keras.StatelessScope([(step_count(optimizer), count)], initialize_variables=False):

@@ -24,8 +24,8 @@ class LpDecay(LpUpdate):
 
     Formula: `w_new = (w - d) / (1 + learning_rate * weight_decay * |w|**(p - 2))`, where
     `d` is the optimizer's own step. The optimizer itself is turned into its Lp form and
-    returned: it stays an instance of its class, with all it holds, and keeps no array beyond
-    its own. Its L2 decay is replaced; for both at once pass two norms,
+    returned: it stays an instance of its class, with all it holds, and keeps no array of the
+    weights' size beyond its own. Its L2 decay is replaced; for both at once pass two norms,
     `weight_decay=(0.01, 1e-4), p=(0.8, 2)`.
 
     Under `keras.optimizers.Ftrl`, which computes each weight anew from sums over the past,

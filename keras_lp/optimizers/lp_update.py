@@ -150,6 +150,8 @@ class LpUpdate(keras.optimizers.Optimizer):
         replace(self._decay, weight_decay=value).paired()
         for variable, number in zip(*map(_as_tuple, (old, value)), strict=True):
             variable.assign(number)
+        if self.built:
+            self._scales.assign(np.ones(self._scales.shape))
 
     @property
     def p(self) -> Any:

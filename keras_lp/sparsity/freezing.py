@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_lp.selection import optimizers_within
-from keras_lp.sparsity.report import decayed_variables
+from keras_lp.sparsity.report import check_model, decayed_variables
 
 
 class ZeroPattern(keras.constraints.Constraint):
@@ -43,7 +43,10 @@ def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = No
 
     Where the weights are pruned, this is what lets the others be fine-tuned. Constraints are
     not saved with a model: after loading one call this again. Calling it again freezes the
-    zeros of that moment.
+    zeros of that moment. Pass the model that you train: a training step that is compiled
+    already takes no notice of what changes in a model within it. An optimizer with
+    `use_ema=True` that the model is compiled with later loses the zeros, unless it is one of
+    keras_lp's.
 
     Args:
         model: A built Keras 3 model of any kind.
@@ -61,7 +64,7 @@ def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = No
     >>> model.fit(x, y, epochs=5)  # 90 % of the weights stay zero.
     """
     decayed = decayed_variables(model, exclude)
-    _check_averages(getattr(model, "optimizer", None))
+    check_averages(getattr(model, "optimizer", None))
     for variable in decayed:
         variable.constraint = ZeroPattern(variable, _own_constraint(variable))
     _compile_anew(model)
@@ -72,13 +75,18 @@ def unfreeze_zeros(model: keras.Model) -> None:
 
     Args:
         model: A Keras 3 model, frozen or not.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model.
+        ValueError: If it is not built.
     """
+    check_model(model)
     for variable in model.variables:
         variable.constraint = _own_constraint(variable)
     _compile_anew(model)
 
 
-def _check_averages(optimizer: Any) -> None:
+def check_averages(optimizer: Any) -> None:
     """Raises ValueError if zeros would be lost in averages that Keras takes before constraints."""
     for each in optimizers_within(optimizer):
         if getattr(each, "use_ema", False) and not hasattr(each, "zero_averages"):

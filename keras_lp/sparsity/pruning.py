@@ -96,7 +96,9 @@ def prune_groups(
             masks = [np.abs(array) > threshold for array in arrays]
         else:
             masks = _largest(arrays, sparsity)
-        pruned += zip(variables, [a * m for a, m in zip(arrays, masks, strict=True)], strict=True)
+        # Not `a * m`, which makes -0.0 of negative weights.
+        kept = [np.where(m, a, np.zeros_like(a)) for a, m in zip(arrays, masks, strict=True)]
+        pruned += zip(variables, kept, strict=True)
     for variable, array in pruned:
         variable.assign(array)
 
@@ -122,7 +124,7 @@ def check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None
 
 def check_sparsity(name: str, value: Any) -> None:
     """Raises ValueError unless `value`, the argument called `name`, is a number in [0, 1]."""
-    if not (isinstance(value, Real) and 0 <= float(value) <= 1):
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= float(value) <= 1):
         raise ValueError(
             f"Argument `{name}` must be a number from 0 to 1, the share of weights that are "
             f"zero; 0.9 for 90 %. Received: {name}={value!r}"
