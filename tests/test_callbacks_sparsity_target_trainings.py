@@ -26,6 +26,8 @@ from keras_lp import (
 from keras_lp.callbacks import sparsity_target
 
 WORKER = Path(__file__).parent / "workers" / "distributed_target.py"
+# Ways that are too short on purpose, as most here are for the sake of time.
+pytestmark = pytest.mark.filterwarnings("ignore:The decay had not made enough zeros")
 STEPS = 20  # in an epoch
 SIZES = {"a": 8 * 16, "b": 16 * 16, "c": 16 * 3}
 SIZE = sum(SIZES.values())
@@ -554,7 +556,6 @@ def test_loaded_model_goes_on_from_the_zeros_it_has(mlp, data, tmp_path):
     assert logs["sparsity"] == [round(0.8 * SIZE) / SIZE] * 2
 
 
-@pytest.mark.filterwarnings("default:The decay had not made")
 def test_large_closing_is_told_of(mlp, data):
     model = compiled(mlp(), LpAdamW(3e-3))
     message = r"not made enough zeros at `end_step`.*: \d+\.\d\d% of net/a/kernel.*more steps"
