@@ -507,6 +507,7 @@ def test_way_within_one_epoch_is_made_by_the_decay(name, mlp, data, found_at_clo
     assert final - 0.03 < before <= final
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", [None, 0])
 @pytest.mark.parametrize("name", ["LpAdamW", "LpDecayCallback"])
 def test_learning_rate_that_warms_up_from_next_to_nothing_destroys_no_weights(
@@ -535,6 +536,7 @@ def test_looks_are_at_most_as_often_as_keras_calls(mlp, data):
     assert sum(zeros(model).values()) == round(0.9 * SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LpAdamW", "LpDecayCallback"])
 def test_zeros_that_are_there_stay_before_the_begin(name, mlp, data, sparsify):
     optimizer, callbacks = WAYS[name]()
@@ -547,6 +549,7 @@ def test_zeros_that_are_there_stay_before_the_begin(name, mlp, data, sparsify):
     assert sum(zeros(model).values()) == round(0.8 * SIZE)
 
 
+@pytest.mark.slow
 def test_loaded_model_goes_on_from_the_zeros_it_has(mlp, data, tmp_path):
     model = compiled(mlp(), LpAdamW(3e-3))
     fit(model, data, [SparsityTarget(0.8)], epochs=4)
