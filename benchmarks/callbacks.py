@@ -29,7 +29,7 @@ SETTINGS = {
     "resnet18": (models.resnet18, (32, 32, 3), 32, 6, 12),
 }
 # Longer than it runs, so that it steers all the time; every 18 steps as in the quickstart.
-TARGET = {"final_sparsity": 0.9, "end_step": 100_000, "frequency": 18}
+TARGET = {"final_sparsity": 0.9, "begin_step": 0, "end_step": 100_000, "frequency": 18}
 
 
 def adam():
