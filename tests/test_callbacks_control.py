@@ -34,6 +34,12 @@ def normal(size=1000, seed=0):
     return np.random.default_rng(seed).normal(size=size)
 
 
+def log_speed_of(way, step, found, before, every, rate):
+    """The logarithm of the speed, at the magnitude that has to fall by then."""
+    magnitude = way.magnitude_to_fall(step, found)
+    return way.log_speed(step, found.sparsity, magnitude, before, every, rate)
+
+
 # What has to fall
 
 
@@ -85,15 +91,15 @@ def test_quantile_grows_with_the_sparsity(values, one, other):
 def test_first_speed_makes_up_for_the_lead():
     found = look_at(normal())
     for step, before in ((0, math.nan), (50, 3.0), (500, math.nan)):
-        log_speed = course().log_speed(step, found, before, 10, 1e-3)
+        log_speed = log_speed_of(course(), step, found, before, 10, 1e-3)
         fall = 1e-3 * math.exp(log_speed) * 100  # in a tenth of the way
         assert fall == pytest.approx(course().magnitude_to_fall(step, found))
 
 
 def test_speed_is_kept_where_it_cannot_be_known():
     for found, rate in ((look_at(np.zeros(10)), 1e-3), (look_at(normal()), 0.0)):
-        assert course().log_speed(0, found, 1.5, 10, rate) == 1.5
-        assert math.isnan(course().log_speed(0, found, math.nan, 10, rate))
+        assert log_speed_of(course(), 0, found, 1.5, 10, rate) == 1.5
+        assert math.isnan(log_speed_of(course(), 0, found, math.nan, 10, rate))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_speed_is_kept_where_it_cannot_be_known():
 def test_speed_changes_by_the_error_of_the_zeros_within_a_limit(excess, change):
     share = 0.8 * (1 - 0.5**3) + excess
     found = Magnitudes(round(share * 10_000), 10_000, np.ones(10))
-    log_speed = course().log_speed(500, found, 2.0, 10, 1e-3)
+    log_speed = log_speed_of(course(), 500, found, 2.0, 10, 1e-3)
     assert log_speed - 2.0 == pytest.approx(change, abs=1e-3)
 
 
@@ -112,7 +118,7 @@ def test_speed_is_a_number_or_not_known(values, final, begin, length, every, rat
     found = look_at(np.array(values, dtype="float32"))
     before = math.nan
     for step in (begin, begin + length // 2, begin + length):
-        before = way.log_speed(step, found, before, every, rate)
+        before = log_speed_of(way, step, found, before, every, rate)
         assert math.isnan(before) or math.isfinite(before)
 
 
@@ -168,7 +174,7 @@ def test_law_follows_the_schedule_in_a_simulation_by_numpy(p, final):
     for step in range(end):
         if step % every == 0:
             found = look_at(w)
-            log_speed = way.log_speed(step, found, log_speed, every, rate)
+            log_speed = log_speed_of(way, step, found, log_speed, every, rate)
             now = strength(log_speed, way.magnitude_to_fall(step, found), p, every, rate)
             path.append((found.sparsity, final * (1 - (1 - step / end) ** 3)))
         gradient = np.tanh(w - pull + 0.3 * random.normal(size=2000))

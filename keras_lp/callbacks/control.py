@@ -56,7 +56,13 @@ class Course:
         return found.quantile(min(ahead, self.final - margin))
 
     def log_speed(
-        self, step: int, found: Magnitudes, before: float, every: int, learning_rate: float
+        self,
+        step: int,
+        sparsity: float,
+        magnitude: float,
+        before: float,
+        every: int,
+        learning_rate: float,
     ) -> float:
         """Logarithm of the speed at which a weight of magnitude `Q` is to fall.
 
@@ -64,7 +70,8 @@ class Course:
 
         Args:
             step: The step of now.
-            found: What the weights are now.
+            sparsity: The sparsity of now.
+            magnitude: The `magnitude_to_fall` of now.
             before: What this was at the last look; NaN if there was none.
             every: The steps from one look to the next.
             learning_rate: The learning rate of now.
@@ -72,10 +79,9 @@ class Course:
         lead = _LEAD * self.length
         if math.isnan(before) or step < self.begin + lead:
             # No zeros to go by yet: the speed that makes up for the lead.
-            magnitude = self.magnitude_to_fall(step, found)
             is_known = magnitude > 0 and learning_rate > 0
             return math.log(magnitude / (learning_rate * lead)) if is_known else before
-        error = (self.sparsity(step) - found.sparsity) / _LARGEST_ERROR
+        error = (self.sparsity(step) - sparsity) / _LARGEST_ERROR
         return before + _GAIN * every / self.length * min(max(error, -1.0), 1.0)
 
 

@@ -4,6 +4,7 @@
 at nothing: the cost of a look is that of reading the weights.
 """
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_lp.callbacks.event_files import EventFiles
-from keras_lp.callbacks.training import add_logs, batches_done, batches_seen
+from keras_lp.callbacks.training import add_logs, batches_done, batches_seen, count_zeros
 from keras_lp.selection import check_patterns
 from keras_lp.sparsity.report import by_layer, decayed_variables
 
@@ -100,7 +101,8 @@ class SparsityLogger(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds to the logs; writes once an epoch."""
-        add_logs(self.model, logs, self._exclude)
+        model = self.model
+        add_logs(model, logs, functools.partial(count_zeros, model, self._exclude))
         if self._files:
             if not self._every:
                 self._files.write(epoch, *_read(self.model, self._exclude))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lp.callbacks.control import PINNING, Course, strength
@@ -161,6 +162,9 @@ class SparsityTarget(keras.callbacks.Callback):
         every = self._schedule.every(self._end - self._begin)
         self._every = max(every, self.model.steps_per_execution)
         self._is_closed = bool(_numbers(memory.is_closed))
+        # Read once in an epoch; what is saved at its end is what is read at the next begin.
+        self._initials = _numbers(memory.initial)
+        self._log_speeds = _numbers(memory.log_speed)
         self._step = self._epoch_start = max(self._step, seen - _numbers(memory.start))
         if is_new and self._begin == 0:
             self._steer()
@@ -185,7 +189,7 @@ class SparsityTarget(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds to the logs."""
-        add_logs(self.model, logs)
+        add_logs(self.model, logs, self._count)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Warns once if the training was too short."""
@@ -199,6 +203,11 @@ class SparsityTarget(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
+    def _count(self) -> tuple[int, int]:
+        """Numbers of zeros and of entries."""
+        found = self._look()
+        return sum(one.zeros for one in found), sum(one.size for one in found)
+
     def _steps_from(self, epoch: int) -> int | None:
         """The number of steps of the training that begins with an epoch, if it is known."""
         steps = self.params.get("steps")
@@ -211,18 +220,22 @@ class SparsityTarget(keras.callbacks.Callback):
     def _steer(self) -> None:
         """Sets the strengths by what the weights are now."""
         memory, found = self._memory, self._look()
-        if math.isnan(_numbers(memory.initial)[0]):
+        if math.isnan(self._initials[0]):
             memory.initial.assign(self._initial(found))
+            self._initials = _numbers(memory.initial)
         rates = self._rates()
         speeds, magnitudes = [], []
-        initials, log_speeds = _numbers(memory.initial), _numbers(memory.log_speed)
         for (_, final), initial, before, one, rate in zip(
-            self._groups, initials, log_speeds, found, rates, strict=True
+            self._groups, self._initials, self._log_speeds, found, rates, strict=True
         ):
             course = Course(self._schedule, self._begin, self._end, initial, final)
-            speeds.append(course.log_speed(self._step, one, before, self._every, rate))
-            magnitudes.append(course.magnitude_to_fall(self._step, one))
+            magnitude = course.magnitude_to_fall(self._step, one)
+            speeds.append(
+                course.log_speed(self._step, one.sparsity, magnitude, before, self._every, rate)
+            )
+            magnitudes.append(magnitude)
         memory.log_speed.assign(speeds)
+        self._log_speeds = np.asarray(speeds, "float32").tolist()  # As they are saved.
         for decay in self._decays:
             groups = [self._group_of[id(variable)] for variable in decay.decayed_variables]
             decay.steer(
@@ -242,7 +255,8 @@ class SparsityTarget(keras.callbacks.Callback):
         for decay in self._decays:
             leader = decay.leader() if isinstance(decay, DecayOnly) else decay
             now = ops.convert_to_tensor(step_count(leader))
-            counts = (now, now + self._every)
+            is_constant = isinstance(leader.learning_rate, keras.Variable)
+            counts = (now,) if is_constant else (now, now + self._every)
             rate = max(_numbers(learning_rate_at(leader, count)) for count in counts)
             for group in (self._group_of[id(variable)] for variable in decay.decayed_variables):
                 rates[group] = max(rates[group], rate)

@@ -1,7 +1,7 @@
 """What the callbacks share about a running training."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -51,16 +51,31 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def add_logs(model: keras.Model, logs: dict[str, Any] | None, exclude: Any = None) -> None:
+def count_zeros(model: keras.Model, exclude: Any = None) -> tuple[int, int]:
+    """Numbers of zeros and of entries of the decayed variables."""
+    report = sparsity_report(model, exclude=exclude)
+    return report.zeros, report.size
+
+
+def add_logs(
+    model: keras.Model,
+    logs: dict[str, Any] | None,
+    count: Callable[[], tuple[int, int]] | None = None,
+) -> None:
     """Adds sparsity and decay to the logs of an epoch, unless another callback did.
 
     `sparsity` and `nonzero` count over the decayed variables. `weight_decay` and `p` are
     those of the model's Lp optimizer; of several norms the second has the suffix `_1`.
+
+    Args:
+        model: The model.
+        logs: The logs to add to, if there are any.
+        count: Gives the numbers of zeros and of entries; by default `sparsity_report` does.
     """
     if logs is None or "sparsity" in logs:
         return
-    report = sparsity_report(model, exclude=exclude)
-    logs |= {"sparsity": report.sparsity, "nonzero": report.size - report.zeros}
+    zeros, size = count() if count else count_zeros(model)
+    logs |= {"sparsity": zeros / size, "nonzero": size - zeros}
     for name in ("weight_decay", "p"):
         values = [getattr(optimizer, name) for optimizer in lp_optimizers(model)]
         norms = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
