@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -10,6 +12,8 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import settings
+
+WORKERS = Path(__file__).parent / "workers"
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
@@ -40,6 +44,23 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def run_worker():
+    """A function that runs a script of `workers` in a process of its own, to its end."""
+
+    def run(name, *arguments, **environment):
+        return subprocess.run(
+            [sys.executable, str(WORKERS / name), *map(str, arguments)],
+            env={**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
 
 
 @pytest.fixture

@@ -1,17 +1,11 @@
 """A training with the callbacks that is killed and started again, in processes of its own."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
-WORKER = Path(__file__).parent / "workers" / "resume_callbacks.py"
 ENDS_IN = 3  # the epoch in which `end_step` lies
 SPARSITY = {"hidden": 0.7, "logits": 0.3}  # of the case in which each layer has its own
 
@@ -27,27 +21,15 @@ KILLED = [
 pytestmark = pytest.mark.slow
 
 
-def train(folder, runs):
-    """Starts the runs, or goes on with them, in a process of their own."""
-    return subprocess.run(
-        [sys.executable, str(WORKER), str(folder), *runs],
-        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(run_worker, tmp_path_factory):
     """What each run ended with: its variables and its logs by epoch. One command for all."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [*KILLED, *NEVER]
     for _ in range(sum(len(run.split("/")[2].split(",")) for run in KILLED)):
-        process = train(folder, runs)
+        process = run_worker("resume_callbacks.py", folder, *runs)
         assert process.returncode == -signal.SIGKILL, process.stdout + process.stderr
-    process = train(folder, runs)
+    process = run_worker("resume_callbacks.py", folder, *runs)
     assert process.returncode == 0, process.stdout + process.stderr
     return {
         run: (

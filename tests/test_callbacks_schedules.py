@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,17 +173,10 @@ def test_what_is_no_schedule_is_an_error(schedule):
 
 @pytest.mark.slow
 @pytest.mark.backend("tensorflow")
-def test_schedules_of_tfmot_mean_the_same(tmp_path):
+def test_schedules_of_tfmot_mean_the_same(run_worker, tmp_path):
     """In a process of its own, as TF-MOT sets an environment variable that concerns Keras."""
     pytest.importorskip("tf_keras")
-    process = subprocess.run(
-        [sys.executable, str(WORKER), str(tmp_path / "found.json")],
-        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    process = run_worker("tfmot_schedules.py", tmp_path / "found.json")
     assert process.returncode == 0, process.stdout + process.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["constant"] == found["constant of TF-MOT"]

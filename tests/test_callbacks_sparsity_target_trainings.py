@@ -3,11 +3,7 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -25,7 +21,6 @@ from keras_lp import (
 )
 from keras_lp.callbacks import sparsity_target
 
-WORKER = Path(__file__).parent / "workers" / "distributed_target.py"
 # Ways that are too short on purpose, as most here are for the sake of time.
 pytestmark = pytest.mark.filterwarnings("ignore:The decay had not made enough zeros")
 STEPS = 20  # in an epoch
@@ -38,23 +33,24 @@ needs_multi_optimizer = pytest.mark.skipif(
 compiled_backends = pytest.mark.backend("tensorflow", "jax")
 
 
+def make_mlp():
+    """A classifier without units that die, of `SIZES` weights."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(16, activation="tanh", name="a"),
+            keras.layers.Dense(16, activation="tanh", name="b"),
+            keras.layers.Dense(3, name="c"),
+        ],
+        name="net",
+    )
+
+
 @pytest.fixture
 def mlp():
-    """A function that makes a classifier without units that die, of `SIZES` weights."""
-
-    def make():
-        keras.utils.set_random_seed(0)
-        return keras.Sequential(
-            [
-                keras.Input((8,)),
-                keras.layers.Dense(16, activation="tanh", name="a"),
-                keras.layers.Dense(16, activation="tanh", name="b"),
-                keras.layers.Dense(3, name="c"),
-            ],
-            name="net",
-        )
-
-    return make
+    """The function that makes the classifier."""
+    return make_mlp
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +61,12 @@ def data():
     return x, np.argmax(x @ random.normal(size=(8, 3)), axis=1)
 
 
-@pytest.fixture
-def found_at_closing(monkeypatch):
+def repeated(data, times):
+    """An epoch of so many times the batches."""
+    return tuple(np.concatenate([array] * times) for array in data)
+
+
+def record_closings(patch):
     """The share of zeros in each group at the moments of closing, and what it is to be."""
     found = []
 
@@ -75,8 +75,14 @@ def found_at_closing(monkeypatch):
         prune_groups(groups)
 
     prune_groups = sparsity_target.prune_groups
-    monkeypatch.setattr(sparsity_target, "prune_groups", record)
+    patch.setattr(sparsity_target, "prune_groups", record)
     return found
+
+
+@pytest.fixture
+def found_at_closing(monkeypatch):
+    """What `record_closings` finds in the test."""
+    return record_closings(monkeypatch)
 
 
 def numpy(value):
@@ -193,29 +199,12 @@ def way(name):
 @pytest.fixture(scope="module")
 def usual(data):
     """What 640 steps with the default settings gave."""
-    patch = pytest.MonkeyPatch()
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((8,)),
-            keras.layers.Dense(16, activation="tanh", name="a"),
-            keras.layers.Dense(16, activation="tanh", name="b"),
-            keras.layers.Dense(3, name="c"),
-        ],
-        name="net",
-    )
-    compiled(model, LpAdamW(3e-3), metrics=["accuracy"])
-    before = []
-
-    def record(groups):
-        before.append(share_of_zeros([v for variables, _ in groups for v in variables]))
-        prune_groups(groups)
-
-    prune_groups = sparsity_target.prune_groups
-    with patch.context() as context:
-        context.setattr(sparsity_target, "prune_groups", record)
-        every = Every(kernels)
+    model = compiled(make_mlp(), LpAdamW(3e-3), metrics=["accuracy"])
+    every = Every(kernels)
+    with pytest.MonkeyPatch.context() as patch:
+        found = record_closings(patch)
         logs = fit(model, data, [SparsityTarget(0.8), every], epochs=32)
+    before = [share for ((share, _),) in found]
     return {"model": model, "logs": logs, "before": before, "kernels": every.found}
 
 
@@ -354,23 +343,14 @@ def test_targets_of_none_and_of_all_are_met(target, mlp, data):
         pytest.param("data_parallel", 4, marks=pytest.mark.backend("jax")),
     ],
 )
-def test_sparsity_is_exact_on_several_devices(setting, devices, tmp_path):
+def test_sparsity_is_exact_on_several_devices(setting, devices, run_worker, tmp_path):
     """In a process of its own, as the number of devices is fixed at the start."""
     environment = {
-        **os.environ,
-        "KERAS_BACKEND": keras.backend.backend(),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "-1",
     }
-    process = subprocess.run(
-        [sys.executable, str(WORKER), setting, str(tmp_path / "found.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    process = run_worker("distributed_target.py", setting, tmp_path / "found.json", **environment)
     assert process.returncode == 0, process.stdout + process.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["devices"] == devices
@@ -501,8 +481,7 @@ def test_end_is_at_its_step(mlp, arguments, epochs, initial_epoch, expected):
 def test_way_within_one_epoch_is_made_by_the_decay(name, mlp, data, found_at_closing):
     optimizer, callbacks = WAYS[name]()
     model = compiled(mlp(), optimizer)
-    long = tuple(np.concatenate([array] * 20) for array in data)
-    fit(model, long, [*callbacks, SparsityTarget(0.8)], epochs=1)
+    fit(model, repeated(data, 20), [*callbacks, SparsityTarget(0.8)], epochs=1)
     (((before, final),),) = found_at_closing
     assert final - 0.03 < before <= final
 
@@ -523,16 +502,14 @@ def test_learning_rate_that_warms_up_from_next_to_nothing_destroys_no_weights(
     model = compiled(mlp(), optimizer)
     every = Every(lambda model: [np.median(np.abs(k)) for k in kernels(model).values()], True)
     target = SparsityTarget(0.3, begin, 399)
-    long = tuple(np.concatenate([array] * 20) for array in data)
-    fit(model, long, [*callbacks, target, every], epochs=1)
+    fit(model, repeated(data, 20), [*callbacks, target, every], epochs=1)
     assert np.min(every.found) > 0.05
 
 
 @compiled_backends
 def test_looks_are_at_most_as_often_as_keras_calls(mlp, data):
     model = compiled(mlp(), LpAdamW(1e-2), steps_per_execution=32)
-    long = tuple(np.concatenate([array] * 32) for array in data)
-    fit(model, long, [SparsityTarget(0.9)], epochs=1)
+    fit(model, repeated(data, 32), [SparsityTarget(0.9)], epochs=1)
     assert sum(zeros(model).values()) == round(0.9 * SIZE)
 
 

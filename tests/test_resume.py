@@ -1,14 +1,8 @@
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
-WORKER = Path(__file__).parent / "workers" / "resume.py"
 NEVER_KILLED = ["schedules/nothing", "floats/nothing"]
 KILLED = [
     "schedules/backup",
@@ -25,31 +19,19 @@ ALL_BATCHES = 24
 BATCHES_AFTER_THE_KILL = {"backup": 12, "epochs": 12, "batches": 8}
 
 
-def train(folder):
-    """Starts the runs, or goes on with them, in a process of their own."""
-    return subprocess.run(
-        [sys.executable, str(WORKER), str(folder), *KILLED, *NEVER_KILLED],
-        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(run_worker, tmp_path_factory):
     """What each run ended with. One command, started again after each kill."""
     folder = tmp_path_factory.mktemp("runs")
     for run in KILLED:
-        process = train(folder)
+        process = run_worker("resume.py", folder, *KILLED, *NEVER_KILLED)
         assert process.returncode == -signal.SIGKILL, process.stdout + process.stderr
         assert (folder / run / "killed").exists(), run
         assert not (folder / run / "final.npz").exists(), run
-    process = train(folder)
+    process = run_worker("resume.py", folder, *KILLED, *NEVER_KILLED)
     assert process.returncode == 0, process.stdout + process.stderr
     return {run: dict(np.load(folder / run / "final.npz")) for run in KILLED + NEVER_KILLED}
 

@@ -119,7 +119,8 @@ class SparsityTarget(keras.callbacks.Callback):
             self._decays = _steerable(model)
             check_averages(model.optimizer)
             for decay in self._decays:
-                decay.has_begun = False  # Unless its callback says so, it is one of old.
+                if isinstance(decay, DecayOnly):
+                    decay.has_begun = False  # Unless its callback says so, it is one of old.
             variables = [v for decay in self._decays for v in decay.decayed_variables]
             beside = getattr(model.optimizer, "sparsity_target", None)
             is_known = list(map(id, variables)) == list(map(id, self._variables))
@@ -157,7 +158,8 @@ class SparsityTarget(keras.callbacks.Callback):
             self._check_room(found)
             memory.start.assign(seen)
             memory.span.assign(self._schedule.span(self._steps_from(epoch)))
-            self._hold(found)
+            # Decays nothing yet, but keeps zeros zero where there are some.
+            self._give([PINNING if one.zeros else 0.0 for one in found])
         self._begin, self._end = _numbers(memory.span)
         every = self._schedule.every(self._end - self._begin)
         self._every = max(every, self.model.steps_per_execution)
@@ -304,15 +306,13 @@ class SparsityTarget(keras.callbacks.Callback):
         freeze_zeros(self.model)
         self._is_frozen = True
 
-    def _hold(self, found: Sequence[Magnitudes]) -> None:
-        """Decays nothing, but keeps zeros zero where there are some."""
-        pins = [PINNING if one.zeros else 0.0 for one in found]
-        for decay in self._decays:
-            decay.steer([pins[self._group_of[id(v)]] for v in decay.decayed_variables])
-
     def _turn_off(self) -> None:
+        self._give([0.0] * len(self._groups))
+
+    def _give(self, strengths: Sequence[float]) -> None:
+        """Gives each group its strength, whatever the exponents."""
         for decay in self._decays:
-            decay.steer([0.0] * len(decay.decayed_variables))
+            decay.steer([strengths[self._group_of[id(v)]] for v in decay.decayed_variables])
 
     def _check_room(self, found: Sequence[Magnitudes]) -> None:
         """Raises ValueError where there are more zeros already than there are to be."""
