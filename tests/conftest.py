@@ -1,5 +1,7 @@
 """Shared models and helpers of the tests."""
 
+import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 WORKERS = Path(__file__).parent / "workers"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
@@ -61,6 +64,20 @@ def run_worker():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def load_example():
+    """A function that imports a script of `examples`, to call its `main` in this process."""
+
+    @functools.cache
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

@@ -78,7 +78,9 @@ def adam_and_callback(**arguments):
             id="two norms",
             marks=pytest.mark.slow,
         ),
-        pytest.param(lambda: (LpAdamW(2e-3, use_ema=True), []), id="use_ema"),
+        pytest.param(
+            lambda: (LpAdamW(2e-3, use_ema=True), []), id="use_ema", marks=pytest.mark.slow
+        ),
         pytest.param(
             lambda: (LpAdamW(2e-3, gradient_accumulation_steps=2), []),
             id="accumulation",
@@ -108,6 +110,7 @@ def adam_and_callback(**arguments):
                 [],
             ),
             id="warm-up from zero",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -185,7 +188,7 @@ def test_each_layer_gets_the_target_where_the_scope_is_the_layer(data):
     [
         pytest.param("global", False, marks=pytest.mark.slow),
         ("global", True),
-        ("layer", False),
+        pytest.param("layer", False, marks=pytest.mark.slow),
         pytest.param("layer", True, marks=pytest.mark.slow),
     ],
 )
@@ -203,7 +206,9 @@ def test_override_gives_some_variables_a_target_of_their_own(scope, callback, da
         pytest.param("linear", marks=pytest.mark.slow),
         pytest.param("constant", marks=pytest.mark.slow),
         PolynomialSparsity(0.2, 0.8, begin_step=10, end_step=150, power=2, frequency=5),
-        ConstantSparsity(0.8, begin_step=10, end_step=150, frequency=5),
+        pytest.param(
+            ConstantSparsity(0.8, begin_step=10, end_step=150, frequency=5), marks=pytest.mark.slow
+        ),
         pytest.param(ConstantSparsity(0.8), marks=pytest.mark.slow),
     ],
 )

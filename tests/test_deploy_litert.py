@@ -56,6 +56,7 @@ def test_file_runs_in_litert_and_agrees_with_the_model(model, tmp_path, sparse, 
     assert (result.max_abs_error > 0) or quantization is None
 
 
+@pytest.mark.slow
 def test_sparse_encoding_and_float16_make_the_file_of_a_sparse_model_small(model, tmp_path):
     sizes = {
         (sparse, quantization): export_tflite(

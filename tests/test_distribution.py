@@ -1,7 +1,6 @@
 """Training on several devices; in processes of its own, as their number is fixed at the start."""
 
 import functools
-import importlib.util
 import os
 import re
 import socket
@@ -24,7 +23,7 @@ SECONDS = 120  # far more than any of these processes needs
 in_every_setting = pytest.mark.parametrize(
     "setting",
     [
-        pytest.param("mirrored", marks=pytest.mark.backend("tensorflow")),
+        pytest.param("mirrored", marks=[pytest.mark.backend("tensorflow"), pytest.mark.slow]),
         pytest.param("data_parallel", marks=pytest.mark.backend("jax")),
         pytest.param("model_parallel", marks=pytest.mark.backend("jax")),
     ],
@@ -180,14 +179,6 @@ def results(printed):
     return float(accuracy), float(sparsity) / 100
 
 
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("multi_host", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.backend("jax")
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -211,10 +202,10 @@ def example():
         (["--output", "none/model.keras"], "a folder that exists, received none/model.keras"),
     ],
 )
-def test_example_refuses_what_it_cannot_use(example, monkeypatch, capsys, arguments, message):
+def test_example_refuses_what_it_cannot_use(load_example, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["multi_host.py", *arguments])
     with pytest.raises(SystemExit):
-        example.main()
+        load_example("multi_host").main()
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -41,14 +41,19 @@ def test_quickstart_writes_its_files_and_prints_their_paths(tmp_path):
         (["--output", "file"], "--output: must be a folder that can be made"),
     ],
 )
-def test_quickstart_refuses_what_it_cannot_use(tmp_path, arguments, message):
+def test_quickstart_refuses_what_it_cannot_use(
+    load_example, tmp_path, monkeypatch, capsys, arguments, message
+):
     (tmp_path / "file").write_text("")
-    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), *arguments]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert process.returncode == 2
-    assert message in process.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        load_example("quickstart").main()
+    assert ending.value.code == 2
+    assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_usage_examples_of_the_readme_run_as_they_stand(tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
@@ -60,6 +65,7 @@ def test_usage_examples_of_the_readme_run_as_they_stand(tmp_path):
     assert (tmp_path / "sparsity.png").exists()
 
 
+@pytest.mark.slow
 def test_benchmark_of_sparse_files_prints_its_table(tmp_path):
     printed = run(ROOT / "benchmarks" / "sparse_file.py", "--repeats", 2, cwd=tmp_path)
     rows = [line for line in printed.splitlines() if line.startswith(("| mlp", "| cnn"))]

@@ -88,7 +88,7 @@ def test_lp_adamw_follows_the_formula_in_float64(p, reference):
 
 
 @ways_to_run
-@pytest.mark.parametrize("p", [0.5, 0.8, 2])
+@pytest.mark.parametrize("p", [0.5, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.8, 2))])
 def test_weight_decay_of_zero_gives_bitwise_the_weights_of_adam(mlp, batches, p, compiling):
     model, twin = mlp(), mlp()
     twin.set_weights(model.get_weights())
@@ -556,7 +556,7 @@ def test_saved_selection_is_not_used_for_another_model_of_the_same_shapes():
             twin.build(variables("q", "r"))
 
 
-@pytest.mark.parametrize("overwrite", [None, 7])
+@pytest.mark.parametrize("overwrite", [pytest.param(None, marks=pytest.mark.slow), 7])
 def test_moving_average_keeps_the_zeros(mlp, batches, overwrite):
     model = mlp()
     average = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": overwrite}

@@ -209,7 +209,7 @@ def test_p_of_2_divides_by_one_plus_learning_rate_times_weight_decay(kind):
 
 
 @every_optimizer
-@pytest.mark.parametrize("p", [0.8, 2])
+@pytest.mark.parametrize("p", [0.8, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("run", [apply, apply_compiled])
 def test_weight_decay_of_zero_is_bitwise_the_optimizer(kind, p, run):
     results = []
