@@ -2,8 +2,9 @@
 
 On the model of the quickstart and on ResNet-18, in one process and interleaved: `fit` with
 LpAdamW, with Adam and `LpDecayCallback`, and with LpAdamW and `SparsityTarget`, some epochs of
-each in turn. A ratio is the median over the turns. Prints a table in Markdown, which stands in
-RESULTS.md.
+each in turn; beside them LpAdamW with a callback whose `on_train_batch_end` does nothing, since
+Keras itself does more where there is such a hook. A ratio is the median over the turns. Prints a
+table in Markdown, which stands in RESULTS.md.
 
     python benchmarks/callbacks.py
     KERAS_BACKEND=jax python benchmarks/callbacks.py --models quickstart
@@ -47,6 +48,18 @@ def callback():
     return keras.optimizers.Adam(), [keras_lp.LpDecayCallback()]
 
 
+class Idle(keras.callbacks.Callback):
+    """A callback that is called after each batch, and does nothing."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Does nothing."""
+
+
+def idle():
+    """The peer with such a callback: what any callback of this kind costs."""
+    return keras_lp.LpAdamW(), [Idle()]
+
+
 def target():
     """The peer, steered."""
     return keras_lp.LpAdamW(), [keras_lp.SparsityTarget(**TARGET)]
@@ -67,7 +80,7 @@ def measure(make_model, shape, batch_size, steps, epochs, turns):
     random = np.random.default_rng(0)
     x = random.normal(size=(batch_size * steps, *shape)).astype("float32")
     y = random.integers(10, size=len(x))
-    trainings = [compiled(make_model, make) for make in (lp_adamw, adam, callback, target)]
+    trainings = [compiled(make_model, make) for make in (lp_adamw, adam, callback, idle, target)]
     seconds = np.empty((turns + 1, len(trainings)))
     for turn in range(turns + 1):  # The first compiles.
         for number, (model, callbacks) in enumerate(trainings):
@@ -89,7 +102,7 @@ def main():
     backend = keras.backend.backend()
     print(
         "| backend | model | LpAdamW, ms a step | Adam | Adam and `LpDecayCallback` "
-        "| LpAdamW and `SparsityTarget` |\n" + "| --- " * 6 + "|"
+        "| LpAdamW and an idle callback | LpAdamW and `SparsityTarget` |\n" + "| --- " * 7 + "|"
     )
     for name in arguments.models:
         *setting, turns = SETTINGS[name]

@@ -401,6 +401,20 @@ def test_layers_of_optimizers_with_other_learning_rates_follow_alike(mlp, data, 
     assert all(final - 0.1 < before <= final + 0.002 for before, final in found_at_closing[0])
 
 
+@needs_multi_optimizer
+def test_optimizer_that_decays_nothing_is_left_aside(mlp, data):
+    saved = LpAdamW(1e-2, exclude="other")
+    saved.build([keras.Variable(np.ones((2, 2)), name=name) for name in ("kernel", "other")])
+    idle = LpAdamW.from_config(saved.get_config())
+    parts = keras.optimizers.OptimizerMap(LpAdamW(1e-2), {"net/a/.*": idle})
+    model = compiled(mlp(), keras.optimizers.MultiOptimizer(parts))
+    with pytest.warns(UserWarning, match="nothing will be decayed"):
+        fit(model, data, [SparsityTarget(0.8)], epochs=2)
+    assert idle.decayed_variables == []
+    found = zeros(model)
+    assert found["b"] + found["c"] == round(0.8 * (SIZES["b"] + SIZES["c"]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.95])
 @pytest.mark.parametrize("name", ["LpAdamW", "p=0", "LpSGD"])

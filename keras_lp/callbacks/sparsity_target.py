@@ -448,7 +448,8 @@ def _steerable(model: keras.Model) -> list[Any]:
     received = f"Received: optimizer={model.optimizer!r}"
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    if not any(decay.decayed_variables for decay in decays):
+    decays = [decay for decay in decays if decay.decayed_variables]
+    if not decays:
         raise ValueError(
             "The optimizer decays none of the model's variables: it was saved for others, or is "
             f"for none of them. Compile the model with a new one. {received}"
