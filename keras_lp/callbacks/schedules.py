@@ -13,7 +13,7 @@ from typing import Any
 from keras_lp.sparsity.pruning import check_sparsity
 
 POWERS = {"cubic": 3, "linear": 1, "constant": math.inf}
-_DEFAULT_LOOKS = 100  # at the weights, from begin to end
+_DEFAULT_LOOKS = 50  # at the weights, from begin to end
 _FEWEST_LOOKS = 10
 _LONGEST_FREQUENCY = 100
 _DEFAULT_END = 0.8  # of the training; the rest is for fine-tuning
@@ -36,7 +36,7 @@ class PolynomialSparsity:
             four fifths of the training.
         power: Float > 0. `1` is a straight line. Defaults to `3`.
         frequency: Integer >= 1, the steps from one look at the weights to the next, at most a
-            tenth of the way; `None` for a hundredth of the way, but at most 100.
+            tenth of the way; `None` for a fiftieth of the way, but at most 100.
 
     Raises:
         ValueError: If an argument is out of its range, or the sparsity would fall.
@@ -125,7 +125,7 @@ class ConstantSparsity:
         end_step: Integer > `begin_step`, the step at which the sparsity is made exact and the
             zeros are frozen; `-1` for four fifths of the training.
         frequency: Integer >= 1, the steps from one look at the weights to the next, at most a
-            tenth of the way; `None` for a hundredth of the way, but at most 100.
+            tenth of the way; `None` for a fiftieth of the way, but at most 100.
 
     Raises:
         ValueError: If an argument is out of its range.

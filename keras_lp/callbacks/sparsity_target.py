@@ -64,7 +64,7 @@ class SparsityTarget(keras.callbacks.Callback):
         end_step: Integer, the step to reach `final_sparsity` at. Defaults to four fifths
             of the training.
         frequency: Integer >= 1, the steps from one look at the weights to the next, at most a
-            tenth of the way. Defaults to a hundredth of the way, but at most 100.
+            tenth of the way. Defaults to a fiftieth of the way, but at most 100.
         schedule: `"cubic"`, `"linear"`, `"constant"`, or in place of all arguments before a
             `keras_lp.PolynomialSparsity`, a `keras_lp.ConstantSparsity` or their like in
             TF-MOT. Defaults to `"cubic"`.
