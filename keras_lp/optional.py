@@ -1,7 +1,10 @@
 """Import of packages that an extra brings, at the place where they are needed."""
 
 import importlib
+import os
 from typing import Any
+
+_SWITCH = "TF_USE_LEGACY_KERAS"
 
 
 def require(module: str, extra: str) -> Any:
@@ -24,3 +27,28 @@ def require(module: str, extra: str) -> Any:
             f"This needs the package `{module.split('.')[0]}`, which the extra `{extra}` brings: "
             f"pip install 'keras-lp[{extra}]'. ({error})"
         ) from error
+
+
+def import_tf_keras() -> Any:
+    """The package tf_keras, which is Keras 2."""
+    return require("tf_keras", "deploy")
+
+
+def import_tfmot() -> Any:
+    """The package tensorflow_model_optimization; `tf.keras` and the environment stay as they are.
+
+    When it is imported, TF-MOT sets `TF_USE_LEGACY_KERAS` for good, which makes `tf.keras` mean
+    tf_keras wherever it is used for the first time after that. `tf.compat.v1.keras` and
+    `tf.compat.v2.keras` do become tf_keras here, if they were not used before: TF-MOT needs
+    that.
+    """
+    tf = require("tensorflow", "tensorflow")
+    _ = tf.keras.layers  # With its first use it becomes what the environment says by now.
+    before = os.environ.get(_SWITCH)
+    try:
+        return require("tensorflow_model_optimization", "deploy")
+    finally:
+        if before is None:
+            os.environ.pop(_SWITCH, None)
+        else:
+            os.environ[_SWITCH] = before

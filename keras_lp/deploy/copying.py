@@ -6,7 +6,6 @@ vocabularies that `keras.models.clone_model` loses. Keras loads a subclassed mod
 class is not Keras's own, the copy is compared with the original on random inputs.
 """
 
-import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.deploy.comparing import compare, essence, is_subclassed
 from keras_lp.deploy.inference import outputs_of
-
-_BATCH, _LENGTH = 4, 16  # of random inputs, where a model leaves its dimensions open
-# Numbers in [0, 1), which are 0 as integers, small integers, and numbers of several scales.
-_DRAWS = (
-    lambda random, sizes: random.random(sizes),
-    lambda random, sizes: random.integers(0, 2, sizes),
-    lambda random, sizes: random.integers(0, 10, sizes),
-    lambda random, sizes: random.normal(size=sizes),
-    lambda random, sizes: 100 * random.normal(size=sizes),
-)
 
 
 def copy_model(model: keras.Model) -> keras.Model:
@@ -60,7 +50,7 @@ def copy_model(model: keras.Model) -> keras.Model:
                 path, custom_objects=revivers, compile=False, safe_mode=False
             )
         except Exception as error:
-            raise ValueError(_message(model, f"Keras said: {_essence(error)}")) from error
+            raise ValueError(_message(model, f"Keras said: {essence(error)}")) from error
     originals, variables = _state(model), _state(copy)
     if list(map(_kind, originals)) != list(map(_kind, variables)):
         raise ValueError(_message(model, "The copy got other variables."))
@@ -70,7 +60,7 @@ def copy_model(model: keras.Model) -> keras.Model:
         variable.trainable = original.trainable
     if custom:
         names = ", ".join(sorted(kind.__name__ for kind in custom.values()))
-        agree, reason = _compare(model, copy)
+        agree, reason = compare(model, lambda inputs: outputs_of(copy, inputs), _are_same)
         if agree is False:
             raise ValueError(
                 _message(model, f"The copy computes another function. Look at: {names}")
@@ -78,17 +68,6 @@ def copy_model(model: keras.Model) -> keras.Model:
         if agree is None and without_config:
             raise ValueError(_message(model, f"The copy could not be compared: {reason}"))
     return copy
-
-
-def is_functional(model: keras.Model) -> bool:
-    """Whether the model is a graph of layers; such a model lists its `operations`."""
-    return hasattr(model, "operations")
-
-
-def is_subclassed(layer: keras.layers.Layer) -> bool:
-    """Whether `layer` is a model that is neither Sequential nor functional."""
-    is_model = isinstance(layer, keras.Model)
-    return is_model and not (isinstance(layer, keras.Sequential) or is_functional(layer))
 
 
 def _message(model: keras.Model, reason: str) -> str:
@@ -99,12 +78,6 @@ def _message(model: keras.Model, reason: str) -> str:
         "`**kwargs`, and a `build` if it has several inputs. "
         f"Received: model={model.name!r} of class {type(model).__qualname__}. {reason}"
     )
-
-
-def _essence(error: Exception) -> str:
-    """The line of Keras's long messages that tells what is missing, else the first one."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line for line in lines if "Could not locate" in line), lines[0])
 
 
 def _state(model: keras.Model) -> list[Any]:
@@ -154,41 +127,6 @@ def _constructing(kind: Any) -> Any:
     return Constructing
 
 
-def _compare(model: keras.Model, copy: keras.Model) -> tuple[bool | None, str]:
-    """Whether both compute the same function of random batches.
-
-    Returns `None` and the reason if the model cannot be called with any of them.
-    """
-    compared, reason = False, ""
-    for draw in _DRAWS:
-        random = np.random.default_rng(0)
-        try:
-            inputs = _random_batch(functools.partial(draw, random), _input_shape(model))
-            expected = keras.tree.flatten(outputs_of(model, inputs))
-        except Exception as error:
-            reason = _essence(error)  # Not every draw suits: an embedding takes no -1.
-            continue
-        compared = True
-        outputs = keras.tree.flatten(outputs_of(copy, inputs))
-        for a, b in zip(expected, outputs, strict=True):
-            if a.dtype != b.dtype or not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
-                return False, ""
-    return (True, "") if compared else (None, reason)
-
-
-def _input_shape(model: keras.Model) -> Any:
-    """Shape of the input, or shapes in the structure that the model takes."""
-    if is_functional(model):
-        return keras.tree.map_structure(lambda tensor: tensor.shape, model.input)
-    if isinstance(model, keras.Sequential):
-        return model.inputs[0].shape
-    return model.get_build_config()["input_shape"]
-
-
-def _random_batch(draw: Any, shape: Any) -> Any:
-    if isinstance(shape, dict):
-        return {key: _random_batch(draw, value) for key, value in shape.items()}
-    if any(isinstance(size, (dict, list, tuple)) for size in shape):
-        return [_random_batch(draw, value) for value in shape]
-    sizes = [shape[0] or _BATCH, *(size or _LENGTH for size in shape[1:])]
-    return draw(sizes).astype("float32")
+def _are_same(expected: np.ndarray, output: np.ndarray) -> bool:
+    is_float = expected.dtype.kind == "f"
+    return expected.dtype == output.dtype and np.array_equal(expected, output, equal_nan=is_float)

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.copying import is_functional, is_subclassed
+from keras_lp.deploy.comparing import is_functional, is_subclassed
 from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.optional import require

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_lp.tfmot.libraries import import_tf_keras
+from keras_lp.optional import import_tf_keras
 
 _PACKAGE = "keras_lp"  # under which the libraries find the functions again
 _IN_BOTH = {

@@ -1,15 +1,18 @@
 """A Keras 3 model as a tf_keras model, and back.
 
 TF-MOT knows the models of tf_keras (Keras 2) only. A Sequential or functional model is made
-again layer by layer, gets the same weights, and is then run beside the original.
+again layer by layer and gets the same weights; then both run on random inputs, so that a
+layer that computes something else in the other library is found.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_lp.deploy.comparing import compare, is_functional
+from keras_lp.sparsity.report import check_model
 from keras_lp.tfmot.graph import (
     calls_in_keras,
     calls_in_tf_keras,
@@ -24,93 +27,203 @@ from keras_lp.tfmot.layers import (
     from_tf_keras_direction,
     to_tf_keras_direction,
 )
-from keras_lp.tfmot.libraries import import_tf_keras
 from keras_lp.tfmot.operations import call_in_keras, call_in_tf_keras, operation_class
-from keras_lp.sparsity.report import check_model
+
+# Largest difference of two outputs, as a share of the largest output. Backends and fused
+# operations differ in the last digits; another function differs in the first.
+_TOLERANCE = 1e-3
 
 
-def to_tf_keras(
-    model: keras.Model, custom_layers: Mapping[type, type] | None = None
-) -> Any:
-    """Makes a tf_keras model of a Keras 3 model, with the same weights.
+def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = None) -> Any:
+    """Makes a tf_keras (Keras 2) model of a Keras 3 model, with the same weights.
+
+    Layers keep their names, arguments, regularizers and constraints. Layers and models that
+    are shared or nested are so again; operations of `keras.ops` in a functional model become
+    layers. The model is not compiled. Both are then compared on random inputs.
+
+    Args:
+        model: A built Keras 3 model, Sequential or functional, on any backend.
+        custom_layers: Dictionary from classes of Keras 3 layers to the tf_keras classes to take
+            for them, which need the same constructor arguments and weights. Defaults to
+            `None`.
+
+    Returns:
+        A `tf_keras.Model`.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model, or is a subclassed one.
+        ValueError: If the model is not built, a layer or one of its arguments has no
+            counterpart in tf_keras, or the tf_keras model computes something else.
+        ImportError: If tf_keras is not installed (extra `deploy`).
+
+    Example:
+    >>> legacy = keras_lp.tfmot.to_tf_keras(model)
+    >>> legacy.compile("adam", "mse")
     """
     check_model(model)
-    return _Rebuilding(to_tf_keras_direction(), custom_layers).run(model)
+    made = _Rebuilding(to_tf_keras_direction(), custom_layers).run(model)
+    _check_same(model, made, "tf_keras")
+    return made
 
 
 def from_tf_keras(model: Any, custom_layers: Mapping[type, type] | None = None) -> keras.Model:
-    """Makes a Keras 3 model of a tf_keras model, with the same weights."""
-    return _Rebuilding(from_tf_keras_direction(), custom_layers).run(model)
+    """Makes a Keras 3 model of a tf_keras (Keras 2) model, with the same weights.
+
+    Args:
+        model: A built tf_keras model, Sequential or functional, without wrappers of TF-MOT:
+            `keras_lp.strip_pruning` takes those off.
+        custom_layers: Dictionary from classes of tf_keras layers to the Keras 3 classes to take
+            for them, which need the same constructor arguments and weights. Defaults to
+            `None`.
+
+    Returns:
+        A `keras.Model`, not compiled.
+
+    Raises:
+        TypeError: If `model` is no tf_keras model, or is a subclassed one.
+        ValueError: If the model is not built, a layer or one of its arguments has no
+            counterpart in Keras 3, or the Keras 3 model computes something else.
+        ImportError: If tf_keras is not installed (extra `deploy`).
+
+    Example:
+    >>> model = keras_lp.tfmot.from_tf_keras(legacy)
+    """
+    check_tf_keras_model(model)
+    made = _Rebuilding(from_tf_keras_direction(), custom_layers).run(model)
+    _check_same(made, model, "Keras 3")
+    return made
+
+
+def is_tf_keras_model(model: Any) -> bool:
+    """Whether `model` is one of tf_keras; does not import it."""
+    return any(
+        kind.__module__.startswith("tf_keras.") and kind.__name__ == "Model"
+        for kind in type(model).__mro__
+    )
+
+
+def check_tf_keras_model(model: Any) -> None:
+    """Raises TypeError or ValueError unless `model` is a built model of tf_keras."""
+    if not is_tf_keras_model(model):
+        raise TypeError(
+            "Argument `model` must be a tf_keras model (`tf_keras.Model`). "
+            f"Received: model={model!r} (type {type(model).__module__}.{type(model).__name__})"
+        )
+    if not model.built:
+        raise ValueError(
+            "Argument `model` must be built, so that it has weights. Give it an input shape or "
+            f"call it on data first. Received: model={model.name!r}, which is not built"
+        )
 
 
 class _Rebuilding:
     """One model on its way from one library to the other."""
 
-    def __init__(
-        self, direction: Direction, custom_layers: Mapping[type, type] | None
-    ) -> None:
+    def __init__(self, direction: Direction, custom_layers: Mapping[type, type] | None) -> None:
         self._direction = direction
-        self._custom = custom_layers or {}
+        self._custom = dict(custom_layers or {})
         self._to_tf_keras = direction.source is keras
-        self._made: dict[int, tuple[Any, Any]] = {}  # each layer and what was made of it
+        self._made: dict[int, tuple[Any, Any]] = {}  # Each layer, and what was made of it.
 
     def run(self, model: Any) -> Any:
         """Makes the model and gives it the weights."""
         made = self._make(model)
+        source = self._direction.source.Model
         for layer, copy in self._made.values():
-            _copy_weights(layer, copy)
+            # The layers of a model are here too, those of one that a layer wraps as well.
+            if not (isinstance(layer, source) or isinstance(getattr(layer, "layer", None), source)):
+                _copy_weights(layer, copy)
+        for layer, copy in reversed(self._made.values()):  # A model passes it on to its layers.
+            copy.trainable = layer.trainable
         return made
 
     def _make(self, layer: Any) -> Any:
         """A layer or model made again; the same for the same, since layers may be shared."""
         if id(layer) not in self._made:
-            self._made[id(layer)] = layer, self._made_anew(layer)
+            self._made[id(layer)] = layer, self._make_anew(layer)
         return self._made[id(layer)][1]
 
-    def _made_anew(self, layer: Any) -> Any:
-        source, target = self._direction.source, self._direction.target
+    def _make_anew(self, layer: Any) -> Any:
+        source = self._direction.source
         if isinstance(layer, source.Sequential):
-            return self._sequential(layer)
+            return self._make_sequential(layer)
         if isinstance(layer, source.Model):
-            return self._functional(layer)
+            return self._make_functional(layer)
         return convert_layer(layer, self._direction, self._custom, self._make)
 
-    def _sequential(self, model: Any) -> Any:
-        target = self._direction.target
+    def _make_sequential(self, model: Any) -> Any:
         layers = [self._make(layer) for layer in model.layers]
-        return target.Sequential([self._input(model.inputs[0]), *layers], name=model.name)
+        first = self._make_input(model.inputs[0], model.inputs[0].name)
+        return self._direction.target.Sequential([first, *layers], name=model.name)
 
-    def _functional(self, model: Any) -> Any:
-        calls = calls_in_keras if self._to_tf_keras else calls_in_tf_keras
-        ends = ends_in_keras if self._to_tf_keras else ends_in_tf_keras
+    def _make_functional(self, model: Any) -> Any:
+        is_graph = is_functional(model) if self._to_tf_keras else hasattr(model, "input_names")
+        if not is_graph:
+            raise TypeError(
+                "Argument `model` must be Sequential or functional; what a subclassed model "
+                "computes is in its `call`, which cannot be read. Received: model="
+                f"{model.name!r} of class {type(model).__name__}"
+            )
+        calls, ends = (
+            (calls_in_keras, ends_in_keras)
+            if self._to_tf_keras
+            else (calls_in_tf_keras, ends_in_tf_keras)
+        )
         tensors: dict[Any, Any] = {}
-        repeat_calls(list(calls(model)), tensors, self._apply)
+        repeat_calls(list(calls(model)), tensors, self._call)
         inputs, outputs = (with_tensors(end, tensors) for end in ends(model))
         return self._direction.target.Model(inputs, outputs, name=model.name)
 
-    def _apply(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        source = self._direction.source
-        if isinstance(operation, source.layers.InputLayer):
-            return self._input(operation.output, operation.name)
-        if not isinstance(operation, source.layers.Layer):
-            settings = operation.get_config()
-            settings.pop("name")
-            return call_in_tf_keras(operation.name, type(operation).__name__, settings, args, kwargs)
+    def _make_input(self, tensor: Any, name: str) -> Any:
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        shape, batch_size = tuple(tensor.shape[1:]), tensor.shape[0]
+        return self._direction.target.Input(shape, batch_size, name=name, dtype=dtype)
+
+    def _call(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        layers = self._direction.source.layers
+        if isinstance(operation, layers.InputLayer):
+            return self._make_input(operation.output, operation.name)
+        if not isinstance(operation, layers.Layer):
+            kind, settings = type(operation).__name__, dict(operation.get_config())
+            return call_in_tf_keras(settings.pop("name"), kind, settings, args, kwargs)
         if not self._to_tf_keras and isinstance(operation, operation_class()):
             return call_in_keras(operation, keras.tree.flatten(args))
         return self._make(operation)(*args, **kwargs)
 
-    def _input(self, tensor: Any, name: str | None = None) -> Any:
-        return self._direction.target.Input(
-            tuple(tensor.shape[1:]),
-            batch_size=tensor.shape[0],
-            dtype=str(keras.backend.standardize_dtype(tensor.dtype)),
-            name=name or tensor.name,
-        )
-
 
 def _copy_weights(layer: Any, copy: Any) -> None:
-    if hasattr(layer, "layers"):
-        return
-    copy.set_weights(layer.get_weights())
-    copy.trainable = layer.trainable
+    weights = layer.get_weights()
+    shapes, others = ([w.shape for w in one] for one in (weights, copy.get_weights()))
+    if shapes != others:
+        raise ValueError(
+            f"Layer {layer.name!r} of class {type(layer).__name__} has other weights than the "
+            f"{type(copy).__module__}.{type(copy).__name__} made of it. Received: weights of the "
+            f"shapes {shapes}, where that has {others}"
+        )
+    copy.set_weights(weights)
+    if hasattr(copy, "finalize_state"):  # What it computes from its weights.
+        copy.finalize_state()
+
+
+def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
+    """Raises ValueError unless a Keras 3 model and one of tf_keras compute the same."""
+
+    def run(inputs: Any) -> Any:
+        outputs = legacy(inputs, training=False)
+        return keras.tree.map_structure(np.asarray, outputs)
+
+    def is_same(expected: np.ndarray, output: np.ndarray) -> bool:
+        if expected.shape != output.shape or expected.dtype.kind != output.dtype.kind:
+            return False
+        if expected.dtype.kind != "f":
+            return np.array_equal(expected, output)
+        scale = np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected))
+        atol = _TOLERANCE * float(scale)
+        return np.allclose(expected, output, rtol=0, atol=atol, equal_nan=True)
+
+    if compare(model, run, is_same)[0] is False:
+        raise ValueError(
+            f"The {made} model computes something else than the given one. Some layer means "
+            "another thing there; find it with parts of the model, and pass a layer of your own "
+            f"for it in `custom_layers`. Received: model={model.name!r}"
+        )

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from keras_lp.tfmot.libraries import import_tf_keras
+from keras_lp.optional import import_tf_keras
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_lp.tfmot.libraries import is_symbolic
+from keras_lp.optional import import_tf_keras
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,14 @@ def calls_in_tf_keras(model: Any) -> Iterator[Call]:
 def ends_in_tf_keras(model: Any) -> tuple[Any, Any]:
     """Inputs and outputs of a functional model of tf_keras, in the structure that it takes."""
     return _stand_ins((model.input, model.output))
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether `value` is a tensor of a functional model of tf_keras."""
+    try:
+        return import_tf_keras().backend.is_keras_tensor(value)
+    except ValueError:  # It is no tensor at all.
+        return False
 
 
 def _keys_in(value: Any) -> set[Any]:

@@ -12,13 +12,14 @@ from typing import Any
 
 import keras
 
+from keras_lp.optional import import_tf_keras
 from keras_lp.tfmot.activations import activation_for_keras, activation_for_tf_keras
 from keras_lp.tfmot.extra_layers import extra_layers
-from keras_lp.tfmot.libraries import import_tf_keras
 
 _NO_EFFECT = {"autocast", "flash_attention", "implementation", "seed", "use_cudnn"}
-# What every layer takes, whatever the signature of its class says.
+# What layers take, whatever the signature of their class says.
 _ALWAYS = {"name", "trainable", "dtype"}
+_IN_KWARGS = {"zero_output_for_mask"}  # of recurrent layers in tf_keras
 _KEEPS_IMAGES_LAST = {"data_format": "channels_last"}  # the same as to lack the argument
 
 
@@ -61,7 +62,7 @@ def convert_layer(
     layer: Any,
     direction: Direction,
     custom_layers: Mapping[type, type],
-    convert_child: Callable[[Any], Any],
+    convert_model: Callable[[Any], Any],
 ) -> Any:
     """Makes a layer again, without its weights.
 
@@ -69,7 +70,7 @@ def convert_layer(
         layer: A layer that is no model.
         direction: From which library to which.
         custom_layers: Classes of the source, with those of the target to take for them.
-        convert_child: Makes a layer or model again that the layer wraps.
+        convert_model: Makes a model again that the layer wraps.
 
     Raises:
         ValueError: If the class, or an argument that is not at its default, has no
@@ -88,15 +89,24 @@ def convert_layer(
     for name, value in layer.get_config().items():
         if renamed.get(name, name) in known or name in _ALWAYS:
             arguments[renamed.get(name, name)] = _convert(
-                name, value, layer, direction, convert_child
+                name, value, layer, direction, custom_layers, convert_model
             )
+        elif name in _IN_KWARGS and value:
+            arguments[name] = value
         elif not (_has_no_effect(name) or _is_default(name, value, defaults)):
             raise ValueError(
                 f"Argument `{name}` of layer {layer.name!r} (class {_full_name(type(layer))}) "
                 f"has no counterpart in {direction.target_name}. Leave it at its default, or "
                 f"pass `custom_layers={{{type(layer).__name__}: ...}}`. Received: {name}={value!r}"
             )
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Layer {layer.name!r} of class {_full_name(type(layer))} could not be made in "
+            f"{direction.target_name}: {error}. Pass "
+            f"`custom_layers={{{type(layer).__name__}: ...}}`."
+        ) from error
 
 
 def parameters(kind: type) -> dict[str, Any]:
@@ -139,9 +149,15 @@ def _is_default(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
 
 
 def _convert(
-    name: str, value: Any, layer: Any, direction: Direction, convert_child: Callable[[Any], Any]
+    name: str,
+    value: Any,
+    layer: Any,
+    direction: Direction,
+    custom_layers: Mapping[type, type],
+    convert_model: Callable[[Any], Any],
 ) -> Any:
     """The value of an argument, as the target takes it."""
+    arguments = layer, direction, custom_layers, convert_model
     if name.endswith("activation") and value is not None:
         # A function of its own library is a name, one that was registered a description.
         known = value["config"] if isinstance(value, dict) else value
@@ -156,7 +172,7 @@ def _convert(
     if name == "axis" and isinstance(value, (list, tuple)) and len(value) == 1:
         return value[0]  # tf_keras makes a list of an axis, and Keras 3 takes none of one.
     if isinstance(value, (list, tuple)):
-        converted = [_convert(name, one, layer, direction, convert_child) for one in value]
+        converted = [_convert(name, one, *arguments) for one in value]
         return tuple(converted) if isinstance(value, tuple) else converted
     if not (isinstance(value, dict) and "class_name" in value and "config" in value):
         return value
@@ -164,10 +180,10 @@ def _convert(
         return _dtype(layer)
     if name in ("layer", "backward_layer", "cell", "cells"):
         child = getattr(layer, name, None)
-        is_model = isinstance(child, direction.source.Model)
-        return convert_child(
-            child if is_model else direction.source.layers.deserialize(value)
-        )
+        if isinstance(child, direction.source.Model):
+            return convert_model(child)
+        child = direction.source.layers.deserialize(value)
+        return convert_layer(child, direction, custom_layers, convert_model)
     for group in ("initializers", "regularizers", "constraints"):
         kind = getattr(getattr(direction.target, group), value["class_name"], None)
         if kind is not None:

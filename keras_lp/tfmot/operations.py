@@ -11,7 +11,8 @@ from typing import Any
 
 import keras
 
-from keras_lp.tfmot.libraries import import_tf_keras, is_symbolic
+from keras_lp.optional import import_tf_keras
+from keras_lp.tfmot.graph import is_symbolic
 
 # Of two tensors these are layers, which TF-MOT knows; and so is this one of a list of them.
 _MERGES = frozenset({"Add", "Subtract", "Multiply", "Maximum", "Minimum"})

@@ -1,0 +1,91 @@
+"""Whether what was made of a model computes the same function, tried on random inputs."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lp.deploy.inference import outputs_of
+
+_BATCH, _LENGTH = 4, 16  # of random inputs, where a model leaves its dimensions open
+# Numbers in [0, 1), which are 0 as integers, small integers, and numbers of several scales.
+_DRAWS = (
+    lambda random, sizes: random.random(sizes),
+    lambda random, sizes: random.integers(0, 2, sizes),
+    lambda random, sizes: random.integers(0, 10, sizes),
+    lambda random, sizes: random.normal(size=sizes),
+    lambda random, sizes: 100 * random.normal(size=sizes),
+)
+
+
+def compare(
+    model: keras.Model,
+    run: Callable[[Any], Any],
+    is_same: Callable[[np.ndarray, np.ndarray], bool],
+) -> tuple[bool | None, str]:
+    """Whether a model and what was made of it give the same outputs of random batches.
+
+    Args:
+        model: A built model.
+        run: Gives the outputs of the other, as NumPy arrays in any structure.
+        is_same: Whether an output of the model and one of the other count as the same.
+
+    Returns:
+        Whether they do, and an empty string; or `None` and the reason if the model cannot be
+        called with any of the batches.
+    """
+    has_run = compared = False
+    reason = ""
+    for draw in _DRAWS:
+        random = np.random.default_rng(0)
+        try:
+            inputs = _random_batch(functools.partial(draw, random), _input_shape(model))
+            expected = keras.tree.flatten(outputs_of(model, inputs))
+            has_run = True
+            outputs = keras.tree.flatten(run(inputs))
+        except Exception as error:
+            reason = essence(error)  # Not every draw suits: an embedding takes no -1.
+            continue
+        compared = True
+        if not all(map(is_same, expected, outputs)):
+            return False, ""
+    if compared:
+        return True, ""
+    return (False if has_run else None), reason
+
+
+def essence(error: Exception) -> str:
+    """The line of Keras's long messages that tells what is missing, else the first one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if "Could not locate" in line), lines[0])
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Whether the model is a graph of layers; such a model lists its `operations`."""
+    return hasattr(model, "operations")
+
+
+def is_subclassed(layer: keras.layers.Layer) -> bool:
+    """Whether `layer` is a model that is neither Sequential nor functional."""
+    is_model = isinstance(layer, keras.Model)
+    return is_model and not (isinstance(layer, keras.Sequential) or is_functional(layer))
+
+
+def _input_shape(model: keras.Model) -> Any:
+    """Shape of the input, or shapes in the structure that the model takes."""
+    if is_functional(model):
+        return keras.tree.map_structure(lambda tensor: tensor.shape, model.input)
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0].shape
+    return model.get_build_config()["input_shape"]
+
+
+def _random_batch(draw: Any, shape: Any) -> Any:
+    if isinstance(shape, dict):
+        return {key: _random_batch(draw, value) for key, value in shape.items()}
+    if any(isinstance(size, (dict, list, tuple)) for size in shape):
+        return [_random_batch(draw, value) for value in shape]
+    sizes = [shape[0] or _BATCH, *(size or _LENGTH for size in shape[1:])]
+    return draw(sizes).astype("float32")
