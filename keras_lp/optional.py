@@ -52,3 +52,11 @@ def import_tfmot() -> Any:
             os.environ.pop(_SWITCH, None)
         else:
             os.environ[_SWITCH] = before
+
+
+def is_tf_keras_model(model: Any) -> bool:
+    """Whether `model` is one of tf_keras, which is not imported for this."""
+    return any(
+        kind.__module__.startswith("tf_keras.") and kind.__name__ == "Model"
+        for kind in type(model).__mro__
+    )

@@ -1,5 +1,6 @@
-"""TF-MOT for Keras 3 models."""
+"""TF-MOT for Keras 3 models: the bridge to tf_keras and back, and pruning from Lp zeros on."""
 
 from keras_lp.tfmot.bridge import from_tf_keras, to_tf_keras
+from keras_lp.tfmot.pruning import prune_low_magnitude
 
-__all__ = ["from_tf_keras", "to_tf_keras"]
+__all__ = ["from_tf_keras", "prune_low_magnitude", "to_tf_keras"]

@@ -5,6 +5,7 @@ again layer by layer and gets the same weights; then both run on random inputs, 
 layer that computes something else in the other library is found.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.comparing import compare, is_functional
+from keras_lp.optional import is_tf_keras_model
 from keras_lp.sparsity.report import check_model
 from keras_lp.tfmot.graph import (
     calls_in_keras,
@@ -92,14 +94,6 @@ def from_tf_keras(model: Any, custom_layers: Mapping[type, type] | None = None) 
     made = _Rebuilding(from_tf_keras_direction(), custom_layers).run(model)
     _check_same(made, model, "Keras 3")
     return made
-
-
-def is_tf_keras_model(model: Any) -> bool:
-    """Whether `model` is one of tf_keras; does not import it."""
-    return any(
-        kind.__module__.startswith("tf_keras.") and kind.__name__ == "Model"
-        for kind in type(model).__mro__
-    )
 
 
 def check_tf_keras_model(model: Any) -> None:
@@ -188,7 +182,11 @@ class _Rebuilding:
             return call_in_tf_keras(settings.pop("name"), kind, settings, args, kwargs)
         if not self._to_tf_keras and isinstance(operation, operation_class()):
             return call_in_keras(operation, keras.tree.flatten(args))
-        return self._make(operation)(*args, **kwargs)
+        layer = self._make(operation)
+        if len(args) > 1:  # By name, as a wrapper of TF-MOT passes on the first one only.
+            names = list(inspect.signature(layer.call).parameters)
+            kwargs = {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+        return layer(*args[:1], **kwargs)
 
 
 def _copy_weights(layer: Any, copy: Any) -> None:

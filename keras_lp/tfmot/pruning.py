@@ -1,0 +1,170 @@
+"""TF-MOT's magnitude pruning, begun from the zeros that a decay has made.
+
+`prune_low_magnitude` wraps the layers as TF-MOT does, and sets the masks to the zero pattern.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lp.optional import import_tf_keras, import_tfmot, is_tf_keras_model
+from keras_lp.selection import is_decayed_by_default
+from keras_lp.tfmot.bridge import check_tf_keras_model, to_tf_keras
+
+
+def prune_low_magnitude(
+    model: Any,
+    pruning_schedule: Any = None,
+    *,
+    custom_layers: Mapping[type, type] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Wraps a model by TF-MOT's pruning, whose masks are the zeros that the model has.
+
+    Trained on with `tfmot.sparsity.keras.UpdatePruningStep` among the callbacks, every zero stays
+    zero, and the schedule may add more. `keras_lp.strip_pruning` takes the wrappers off.
+
+    Args:
+        model: A built Keras 3 model, trained with the decay and stripped or not, which is
+            turned into one of tf_keras; or a tf_keras model without wrappers.
+        pruning_schedule: A schedule of TF-MOT, such as
+            `tfmot.sparsity.keras.PolynomialDecay(0.9, 0.95, begin_step=0, end_step=1000)`; a
+            layer that is sparser than it asks for stays as it is. Defaults to `None`: the
+            masks stay as they are.
+        custom_layers: As in `keras_lp.tfmot.to_tf_keras`.
+        **arguments: Of `tfmot.sparsity.keras.prune_low_magnitude`: `pruning_policy`, and
+            `block_size`, `block_pooling_type` and `sparsity_m_by_n`, which concern what the
+            schedule adds.
+
+    Returns:
+        A `tf_keras.Model` with wrapped layers, not compiled.
+
+    Raises:
+        TypeError: If `model` is a model of neither library.
+        ValueError: If it cannot be turned into one of tf_keras, or TF-MOT refuses it.
+        ImportError: If TF-MOT is not installed (extra `deploy`).
+
+    Example:
+    >>> wrapped = keras_lp.tfmot.prune_low_magnitude(model)
+    >>> wrapped.compile("adam", "sparse_categorical_crossentropy")
+    >>> wrapped.fit(x, y, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+    >>> small = keras_lp.strip_pruning(wrapped)
+    """
+    tfmot = import_tfmot()
+    is_legacy = is_tf_keras_model(model)
+    legacy = model if is_legacy else to_tf_keras(model, custom_layers)
+    if is_legacy:
+        check_tf_keras_model(legacy)
+    policy = arguments.pop("pruning_policy", None)
+    if policy is not None:
+        policy.ensure_model_supports_pruning(legacy)
+    clone = import_tf_keras().models.clone_model
+    wrapped_by_tfmot = tfmot.sparsity.keras.prune_low_magnitude
+
+    def wrap(layer: Any) -> Any:
+        if hasattr(layer, "layers"):
+            return clone(layer, clone_function=wrap)
+        weights = _prunable_weights(layer, wrapped_by_tfmot)
+        if not weights:
+            return layer
+        may_add = pruning_schedule is not None and (policy is None or policy.allow_pruning(layer))
+        schedule = _at_least_class()(pruning_schedule if may_add else None, _floor(weights))
+        return wrapped_by_tfmot(layer, schedule, **(arguments if may_add else {}))
+
+    made = clone(legacy, clone_function=wrap)
+    _set_masks(made)
+    return made
+
+
+def _prunable_weights(layer: Any, wrapped_by_tfmot: Any) -> list[Any]:
+    """The weights of a layer that TF-MOT masks, and those that have zeros to be kept.
+
+    TF-MOT asks the layer for them; where it would not mask all, the layer is given an answer.
+    """
+    try:
+        wrapped_by_tfmot(layer)  # It gives the layer a method that names the weights.
+        known = list(layer.get_prunable_weights())
+    except ValueError:  # A layer that TF-MOT does not support.
+        known = []
+    ids = set(map(id, known))
+    weights = [*known, *(w for w in _weights_with_zeros(layer) if id(w) not in ids)]
+    if len(weights) > len(known):
+        layer.get_prunable_weights = lambda: weights
+    return weights
+
+
+def _weights_with_zeros(layer: Any) -> list[Any]:
+    decayed = filter(is_decayed_by_default, layer.trainable_weights)
+    return [weight for weight in decayed if np.any(weight.numpy() == 0)]
+
+
+def _floor(weights: Sequence[Any]) -> float:
+    """The sparsity under which TF-MOT would let zeros of one of the weights go.
+
+    A little over that of the weights: TF-MOT counts in float32, and where it comes to one
+    weight more than are not zero, its threshold is 0 and all train again.
+    """
+    floor = 0.0
+    for weight in weights:
+        size = int(np.prod(weight.shape))
+        zeros = int(np.sum(weight.numpy() == 0))
+        if zeros:
+            floor = max(floor, (zeros + max(0.5, 1e-6 * size)) / size)
+    return min(floor, 1.0)
+
+
+def _set_masks(model: Any) -> None:
+    """Makes the masks of all wrappers the zero pattern."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            _set_masks(layer)
+        for weight, mask, _ in getattr(layer, "pruning_vars", ()):
+            mask.assign((weight.numpy() != 0).astype(mask.dtype.as_numpy_dtype))
+
+
+@functools.cache
+def _at_least_class() -> Any:
+    """The class of schedules that never ask for fewer zeros than there are."""
+    import tensorflow as tf
+
+    tf_keras, tfmot = import_tf_keras(), import_tfmot()
+    known = tfmot.sparsity.keras.PolynomialDecay, tfmot.sparsity.keras.ConstantSparsity
+
+    @tf_keras.saving.register_keras_serializable("keras_lp")
+    class AtLeast(tfmot.sparsity.keras.PruningSchedule):
+        """Another schedule, but at least a floor.
+
+        Args:
+            schedule: A schedule of TF-MOT; `None` to leave the masks as they are.
+            floor: Sparsity in [0, 1].
+        """
+
+        def __init__(self, schedule: Any, floor: float) -> None:
+            self.schedule = schedule
+            self.floor = floor
+
+        def __call__(self, step: Any) -> Any:
+            if self.schedule is None:
+                return tf.constant(False), tf.constant(self.floor)
+            is_due, sparsity = self.schedule(step)
+            return is_due, tf.maximum(tf.cast(sparsity, tf.float32), self.floor)
+
+        def get_config(self) -> dict[str, Any]:
+            inner = None if self.schedule is None else self.schedule.get_config()
+            return {
+                "class_name": "keras_lp>AtLeast",
+                "config": {"schedule": inner, "floor": self.floor},
+            }
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Any:
+            inner = config["schedule"]
+            if inner is not None:
+                inner = tf_keras.utils.deserialize_keras_object(
+                    inner, custom_objects={kind.__name__: kind for kind in known}
+                )
+            return cls(inner, config["floor"])
+
+    return AtLeast
