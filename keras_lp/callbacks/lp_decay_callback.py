@@ -23,6 +23,7 @@ from keras_lp.callbacks.training import (
 from keras_lp.optimizers.arguments import DecayArguments
 from keras_lp.optimizers.decay_only import DecayOnly
 from keras_lp.optimizers.lp_update import document
+from keras_lp.optional import is_tf_keras_model
 from keras_lp.selection import list_paths
 from keras_lp.sparsity.report import check_model
 
@@ -112,7 +113,8 @@ class LpDecayCallback(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Puts the decay beside the optimizer of a model."""
         super().set_model(model)
-        check_model(model)
+        self._is_legacy = is_tf_keras_model(model)
+        (_check_legacy if self._is_legacy else check_model)(model)
         leader = innermost(self._optimizer or getattr(model, "optimizer", None))
         _check(model, leader)
         if leader is not self._leader:
@@ -164,6 +166,18 @@ class LpDecayCallback(keras.callbacks.Callback):
             self._is_following = False
         self._follow_from_now()
 
+    # What tf_keras asks its callbacks, in names of its own.
+    _supports_tf_logs = True
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return True
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Decays, if the optimizer has made a step."""
         self._batches += 1
@@ -203,7 +217,7 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     def _is_between_steps(self) -> bool:
         """Whether the optimizer has only accumulated the gradients of this batch."""
-        every = self._leader.gradient_accumulation_steps
+        every = getattr(self._leader, "gradient_accumulation_steps", None)
         return bool(every and self._counts_all and self._batches % every)
 
 
@@ -222,9 +236,25 @@ _REFUSED = {
 }
 
 
+def _check_legacy(model: Any) -> None:
+    """Raises an error unless a model of tf_keras can be trained with the callback."""
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "`LpDecayCallback` trains a tf_keras model where Keras 3 computes with TensorFlow too. "
+            "Start the process with KERAS_BACKEND=tensorflow. "
+            f"Received: backend={keras.backend.backend()!r}"
+        )
+    if not model.built:
+        raise ValueError(
+            "Argument `model` must be built, so that it has weights. Give it an input shape or "
+            f"call it on data first. Received: model={model.name!r}, which is not built"
+        )
+
+
 def _check(model: keras.Model, leader: Any) -> None:
     """Raises an error that says what to do, unless the rule holds for a training."""
-    if not isinstance(leader, keras.optimizers.Optimizer):
+    is_legacy = is_tf_keras_model(model) and hasattr(leader, "iterations")
+    if not (is_legacy or isinstance(leader, keras.optimizers.Optimizer)):
         raise TypeError(
             "Argument `optimizer` must be a Keras optimizer, or the model compiled with one. "
             f"Received: optimizer={leader!r}"
@@ -237,15 +267,16 @@ def _check(model: keras.Model, leader: Any) -> None:
         )
     for name, remedy in _REFUSED.items():
         # The oldest Keras lacks some of them.
-        if isinstance(leader, getattr(keras.optimizers, name, ())):
+        of_keras = isinstance(leader, getattr(keras.optimizers, name, ()))
+        if of_keras or (is_legacy and type(leader).__name__ == name):
             raise ValueError(f"`LpDecayCallback` cannot follow a `{name}`. {remedy} {received}")
-    if leader.use_ema:
+    if getattr(leader, "use_ema", False):
         raise ValueError(
             "With `use_ema=True` the weights end as an average in which no zero lasts. Use "
             "`LpAdamW` or `LpDecay(optimizer)`, whose average keeps zeros, in place of "
             f"`LpDecayCallback`. {received}"
         )
-    if model.steps_per_execution > 1:
+    if getattr(model, "steps_per_execution", 1) > 1:
         raise ValueError(
             "`LpDecayCallback` has to decay after each step, and is called once for several. Use "
             "`LpAdamW` or `LpDecay(optimizer)` in its place, or compile with "

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_lp.optimizers.decay_only import step_count
 from keras_lp.optimizers.lp_update import LpUpdate
+from keras_lp.optional import is_tf_keras_model
 from keras_lp.selection import optimizers_within
 from keras_lp.sparsity import sparsity_report
 
@@ -53,8 +54,12 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
 
 def count_zeros(model: keras.Model, exclude: Any = None) -> tuple[int, int]:
     """Numbers of zeros and of entries of the decayed variables."""
-    report = sparsity_report(model, exclude=exclude)
-    return report.zeros, report.size
+    if not is_tf_keras_model(model):
+        report = sparsity_report(model, exclude=exclude)
+        return report.zeros, report.size
+    decayed = [v for decay in lp_optimizers(model) for v in decay.decayed_variables]
+    arrays = [ops.convert_to_numpy(variable) for variable in decayed]
+    return sum(int((a == 0).sum()) for a in arrays), sum(a.size for a in arrays)
 
 
 def add_logs(
@@ -74,7 +79,10 @@ def add_logs(
     """
     if logs is None or "sparsity" in logs:
         return
+<<<<<<< HEAD
     zeros, size = count() if count else count_zeros(model)
+=======
+>>>>>>> 06a2cf8 (wip callback in tf_keras)
     logs |= {"sparsity": zeros / size, "nonzero": size - zeros}
     for name in ("weight_decay", "p"):
         values = [getattr(optimizer, name) for optimizer in lp_optimizers(model)]

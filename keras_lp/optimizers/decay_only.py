@@ -92,7 +92,7 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
 
     def follow(self, leader: Any) -> None:
         """Decays once, if the leader has made a step since the last call."""
-        every = leader.gradient_accumulation_steps or 1
+        every = getattr(leader, "gradient_accumulation_steps", None) or 1  # tf_keras has none.
         count = ops.convert_to_tensor(step_count(leader))
         has_stepped = ops.greater(count // every, (self._iterations + 1) // every)
         self._iterations.assign(count - 1)  # What schedules have seen in that step.
@@ -157,7 +157,9 @@ def step_count(optimizer: Any) -> Any:
 def learning_rate_at(optimizer: Any, count: Any) -> Any:
     """The learning rate at a `step_count`, as a tensor; that of now, if no schedule gives it."""
     rate = optimizer.learning_rate
-    if not isinstance(rate, keras.Variable):  # It comes from a schedule.
+    is_of_keras = isinstance(step_count(optimizer), keras.Variable)
+    # That of an optimizer of tf_keras is the rate of its last step, also under a schedule.
+    if is_of_keras and not isinstance(rate, keras.Variable):  # It comes from a schedule.
         with keras.StatelessScope([(step_count(optimizer), count)], initialize_variables=False):
             rate = optimizer.learning_rate
     return at_least_float32(rate)
