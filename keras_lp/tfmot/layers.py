@@ -129,6 +129,8 @@ def _full_name(kind: type) -> str:
 
 def _counterpart(kind: type, direction: Direction) -> Any:
     """The class of the same name, for a class that is the library's own."""
+    if kind is direction.source.layers.Lambda:
+        return None  # Its function is written for one of the libraries.
     if getattr(direction.source.layers, kind.__name__, None) is kind:
         return getattr(direction.target.layers, kind.__name__, None)
     if direction.source is keras and kind.__module__.startswith("keras."):

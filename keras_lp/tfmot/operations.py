@@ -43,7 +43,8 @@ def call_in_tf_keras(
     tf_keras = import_tf_keras()
     tensors: list[Any] = []
     template = _take_tensors([list(args), dict(kwargs)], tensors)
-    if kind in _MERGES and len(tensors) == 2:
+    # The layers take other pairs of ranks too, but in a way of their own.
+    if kind in _MERGES and len(tensors) == 2 and tensors[0].shape.rank == tensors[1].shape.rank:
         return getattr(tf_keras.layers, kind)(name=name)(tensors)
     if kind == _CONCATENATE:
         return tf_keras.layers.Concatenate(name=name, **settings)(tensors)

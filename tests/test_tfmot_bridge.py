@@ -1,0 +1,382 @@
+"""Keras 3 models made again in tf_keras, and back."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_lp.optional import import_tfmot
+from keras_lp.tfmot import from_tf_keras, to_tf_keras
+
+tf_keras = pytest.importorskip("tf_keras")
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def sequential(*parts, shape, dtype="float32"):
+    return keras.Sequential([keras.Input(shape, dtype=dtype, name="start"), *parts], name="net")
+
+
+def outputs(model, inputs):
+    """Outputs at inference, flat, as NumPy arrays of float64."""
+    found = keras.tree.flatten(model(inputs, training=False))
+    return [np.asarray(keras.ops.convert_to_numpy(one), "float64") for one in found]
+
+
+def scatter(model, random):
+    """Gives every weight a value of its own, so that none can take the place of another."""
+    for variable in model.weights:
+        if variable.dtype.startswith("float"):
+            values = random.uniform(0.2, 0.8, variable.shape)
+            variable.assign(values * random.choice([-1, 1], variable.shape))
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.moving_variance.assign(np.abs(layer.moving_variance))
+    return model
+
+
+def recurrent():
+    return sequential(
+        layers.Embedding(20, 8, mask_zero=True),
+        layers.Bidirectional(layers.LSTM(5, return_sequences=True)),
+        layers.GRU(4, return_sequences=True, kernel_regularizer="l2"),
+        layers.RNN([layers.GRUCell(3), layers.LSTMCell(4)], return_sequences=True),
+        layers.TimeDistributed(layers.Dense(3)),
+        layers.SimpleRNN(3),
+        shape=(7,),
+        dtype="int32",
+    )
+
+
+def convolutional():
+    return sequential(
+        layers.Conv2D(4, 3, padding="same", activation="relu6"),
+        layers.BatchNormalization(),
+        layers.DepthwiseConv2D(3),
+        layers.SeparableConv2D(5, 3),
+        layers.LeakyReLU(0.2),
+        layers.PReLU(),
+        layers.Conv2DTranspose(3, 2, strides=2),
+        layers.UpSampling2D(interpolation="bilinear"),
+        layers.ZeroPadding2D(1),
+        layers.Cropping2D(1),
+        layers.AveragePooling2D(2),
+        layers.ReLU(6.0, negative_slope=0.1),
+        layers.GlobalMaxPooling2D(),
+        layers.Dense(3, "softmax"),
+        shape=(12, 12, 3),
+    )
+
+
+def normalizing():
+    return sequential(
+        layers.Normalization(mean=0.5, variance=2.0),
+        layers.LayerNormalization(),
+        layers.GroupNormalization(2),
+        layers.UnitNormalization(),
+        layers.EinsumDense("ab,bc->ac", (5,), bias_axes="c"),
+        layers.ELU(0.5),
+        layers.Softmax(),
+        layers.RepeatVector(2),
+        layers.Permute((2, 1)),
+        layers.Reshape((-1,)),
+        layers.Rescaling(0.5, 1.0),
+        shape=(6,),
+    )
+
+
+def nested_in_time():
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(3, "relu"), layers.Dense(3)])
+    return sequential(layers.TimeDistributed(inner), layers.Flatten(), shape=(5, 3))
+
+
+def shared():
+    """Two inputs as a dict, two outputs as a dict, a layer called thrice, a nested model twice."""
+    start, dense = keras.Input((4,)), layers.Dense(4, "relu", name="dense")
+    inner = keras.Model(start, dense(dense(start)), name="inner")
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    joined = layers.Concatenate()([inner(a), inner(b), dense(a)])
+    return keras.Model({"a": a, "b": b}, {"y": layers.Dense(2)(joined), "z": a - b})
+
+
+def attention():
+    start = keras.Input((5, 8))
+    x = start + layers.MultiHeadAttention(2, 4, dropout=0.1)(start, start, use_causal_mask=True)
+    x = layers.LayerNormalization()(x)
+    return keras.Model(start, layers.Dense(3)(layers.Attention()([x, x])))
+
+
+def operations():
+    """Operations that are no layers, with and without tensors as arguments."""
+    ops = keras.ops
+    a, b = keras.Input((4, 6), name="a"), keras.Input((4, 6), name="b")
+    x = ops.relu6(ops.mean(a + 2.0 * b, axis=1, keepdims=True) + 3.0) * (1 / 6)
+    x = ops.reshape(ops.concatenate([x, ops.sqrt(ops.square(x))], axis=-1), (-1, 12))
+    z = ops.matmul(a, ops.transpose(b, (0, 2, 1)))[:, 1:, 0]
+    w = ops.softmax(ops.einsum("ij,ik->ijk", x, z), axis=-1)
+    v = ops.max(ops.silu(ops.swapaxes(a, 1, 2)), axis=(1, 2)) - ops.expand_dims(z[:, 0], -1)
+    return keras.Model([a, b], [w, v, ops.maximum(a, b), -a / ops.exp(b), ops.clip(a, 0.0, 1.0)])
+
+
+def numbers(shape):
+    return lambda random: random.normal(size=(3, *shape)).astype("float32")
+
+
+def pair(shape):
+    return lambda random: [numbers(shape)(random), numbers(shape)(random)]
+
+
+CASES = {
+    recurrent: lambda random: random.integers(0, 20, (3, 7)),
+    convolutional: numbers((12, 12, 3)),
+    normalizing: numbers((6,)),
+    nested_in_time: numbers((5, 3)),
+    shared: lambda random: dict(zip("ab", pair((4,))(random), strict=True)),
+    attention: numbers((5, 8)),
+    operations: pair((4, 6)),
+}
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_models_of_both_libraries_compute_the_same_there_and_back(make, random):
+    model = scatter(make(), random)
+    inputs = CASES[make](random)
+    legacy = to_tf_keras(model)
+    assert isinstance(legacy, tf_keras.Model)
+    back = from_tf_keras(legacy)
+    expected = outputs(model, inputs)
+    for other in (legacy, back):
+        found = outputs(other, inputs)
+        assert len(found) == len(expected)
+        for one, two in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5 * np.abs(two).max())
+        assert len(other.trainable_weights) == len(model.trainable_weights)
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_model_of_tf_keras_can_be_copied_and_saved(make, random, tmp_path):
+    legacy = to_tf_keras(scatter(make(), random))
+    legacy.save(tmp_path / "model.keras")
+    others = [tf_keras.models.load_model(tmp_path / "model.keras")]
+    if make is not shared:  # tf_keras copies a layer twice that a nested model shares.
+        others.append(tf_keras.models.clone_model(legacy))
+        others[-1].set_weights(legacy.get_weights())
+    inputs = CASES[make](random)
+    for other in others:
+        for one, two in zip(outputs(other, inputs), outputs(legacy, inputs), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+ACTIVATIONS = [
+    *("celu", "elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh"),
+    *("leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu"),
+    *("sigmoid", "silu", "softmax", "softplus", "softsign", "squareplus", "tanh", "tanh_shrink"),
+]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_is_the_same_function_there_and_back(name, random):
+    model = sequential(layers.Activation(name), shape=(50,))
+    inputs = 4 * random.normal(size=(3, 50)).astype("float32")
+    legacy = to_tf_keras(model)
+    np.testing.assert_allclose(outputs(legacy, inputs)[0], outputs(model, inputs)[0], atol=1e-5)
+    assert from_tf_keras(legacy).layers[0].get_config()["activation"] == name
+
+
+def test_hard_sigmoid_of_tf_keras_which_is_another_one_keeps_its_meaning(random, tmp_path):
+    legacy = tf_keras.Sequential(
+        [tf_keras.Input((50,)), tf_keras.layers.Activation("hard_sigmoid")]
+    )
+    inputs = 4 * random.normal(size=(3, 50)).astype("float32")
+    model = from_tf_keras(legacy)
+    np.testing.assert_allclose(outputs(model, inputs)[0], np.clip(0.2 * inputs + 0.5, 0, 1), 1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(outputs(loaded, inputs)[0], outputs(model, inputs)[0])
+
+
+def test_names_regularizers_constraints_and_what_is_frozen_come_along():
+    model = sequential(
+        layers.Dense(3, kernel_regularizer=keras.regularizers.L1L2(0.1, 0.2), name="first"),
+        layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(2.0), name="second"),
+        shape=(4,),
+    )
+    model.layers[0].trainable = False
+    for other in (to_tf_keras(model), from_tf_keras(to_tf_keras(model))):
+        first, second = other.layers
+        assert [other.name, first.name, second.name] == ["net", "first", "second"]
+        config = first.kernel_regularizer.get_config()
+        assert [float(config["l1"]), float(config["l2"])] == pytest.approx([0.1, 0.2])
+        assert second.kernel_constraint.get_config()["max_value"] == 2.0
+        assert [first.trainable, second.trainable] == [False, True]
+
+
+def test_fixed_batch_size_and_mixed_precision_come_along():
+    model = keras.Sequential(
+        [keras.Input((4,), batch_size=2), layers.Dense(3, dtype="mixed_float16")]
+    )
+    legacy = to_tf_keras(model)
+    assert tuple(legacy.inputs[0].shape) == (2, 4)
+    assert legacy.layers[0].dtype_policy.name == "mixed_float16"
+    assert from_tf_keras(legacy).layers[0].dtype_policy.name == "mixed_float16"
+
+
+# What cannot be taken over
+
+
+class Twice(layers.Layer):
+    """A layer of the user's own."""
+
+    def __init__(self, factor=2.0, **arguments):
+        super().__init__(**arguments)
+        self.factor = factor
+
+    def call(self, x):
+        return self.factor * x
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+def twice_in_tf_keras(by):
+    class Twice(tf_keras.layers.Layer):
+        def __init__(self, factor, **arguments):
+            super().__init__(**arguments)
+            self.factor = factor
+
+        def call(self, x):
+            return by * self.factor * x
+
+        def get_config(self):
+            return {**super().get_config(), "factor": self.factor}
+
+    return Twice
+
+
+def test_layer_of_ones_own_is_an_error_that_names_it_and_the_remedy_helps(random):
+    model = sequential(Twice(3.0, name="mine"), layers.Dense(2), shape=(4,))
+    with pytest.raises(
+        ValueError, match=r"'mine' of class .*Twice.*`custom_layers={Twice: \.\.\.}"
+    ):
+        to_tf_keras(model)
+    legacy = to_tf_keras(model, {Twice: twice_in_tf_keras(1.0)})
+    inputs = numbers((4,))(random)
+    np.testing.assert_allclose(outputs(legacy, inputs)[0], outputs(model, inputs)[0], 1e-5)
+    back = from_tf_keras(legacy, {type(legacy.layers[0]): Twice})
+    np.testing.assert_allclose(outputs(back, inputs)[0], outputs(model, inputs)[0], 1e-5)
+
+
+def test_layer_that_computes_something_else_is_found():
+    model = sequential(Twice(), layers.Dense(2), shape=(4,))
+    with pytest.raises(ValueError, match=r"computes something else.*`custom_layers`.*'net'"):
+        to_tf_keras(model, {Twice: twice_in_tf_keras(1.01)})
+
+
+def test_layer_with_other_weights_is_found():
+    class Wide(tf_keras.layers.Dense):
+        def __init__(self, units, **arguments):
+            super().__init__(units + 1, **arguments)
+
+    model = sequential(layers.Dense(2, name="narrow"), shape=(4,))
+    with pytest.raises(ValueError, match=r"'narrow'.*\(4, 2\).*\(4, 3\)"):
+        to_tf_keras(model, {layers.Dense: Wide})
+
+
+def quantized():
+    model = sequential(layers.Dense(3), shape=(4,))
+    model.quantize("int8")
+    return model
+
+
+def with_lora():
+    model = sequential(layers.Dense(3, name="adapted"), shape=(4,))
+    model.layers[0].enable_lora(2)
+    return model
+
+
+def of_operations(function):
+    start = keras.Input((4,))
+    return keras.Model(start, function(start))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sequential(layers.RMSNormalization(), shape=(4,)), "RMSNormalization has no coun"),
+        (lambda: sequential(layers.Lambda(lambda x: x), shape=(4,)), "Lambda"),
+        (lambda: sequential(layers.Dense(2, activation="glu"), shape=(4,)), r"`activation`.*'glu'"),
+        (with_lora, "`lora_rank` of layer 'adapted'.*Received: lora_rank=2"),
+        (quantized, "is quantized.*before `model.quantize`"),
+        (lambda: of_operations(keras.ops.cumsum), r"class Cumsum.*has no counterpart.*custom_laye"),
+    ],
+)
+def test_what_tf_keras_does_not_have_is_an_error_that_names_it(make, message):
+    with pytest.raises(ValueError, match=message):
+        to_tf_keras(make())
+
+
+def test_subclassed_model_is_refused():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.zeros((1, 3)))
+    with pytest.raises(TypeError, match=r"Sequential or functional.*class Own"):
+        to_tf_keras(model)
+
+
+@pytest.mark.parametrize("function", [to_tf_keras, from_tf_keras])
+@pytest.mark.parametrize("model", [None, "model.keras", layers.Dense(2)])
+def test_what_is_no_model_is_an_error(function, model):
+    with pytest.raises(TypeError, match=r"Argument `model` must be a.*Received: model="):
+        function(model)
+
+
+def test_model_of_the_wrong_library_is_an_error():
+    legacy = tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(2)])
+    with pytest.raises(TypeError, match=r"Keras 3 model.*tf_keras"):
+        to_tf_keras(legacy)
+    with pytest.raises(TypeError, match=r"tf_keras model.*keras\.src"):
+        from_tf_keras(sequential(layers.Dense(2), shape=(3,)))
+
+
+def test_models_that_are_not_built_are_refused():
+    with pytest.raises(ValueError, match="must be built"):
+        to_tf_keras(keras.Sequential([layers.Dense(2)]))
+    with pytest.raises(ValueError, match="must be built"):
+        from_tf_keras(tf_keras.Sequential([tf_keras.layers.Dense(2)]))
+
+
+# The process
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_import_of_tfmot_leaves_the_environment_and_tf_keras_as_they_are(before):
+    code = """
+import os, tensorflow as tf
+from keras_lp.optional import import_tfmot
+import_tfmot()
+print(os.environ.get("TF_USE_LEGACY_KERAS"), tf.keras.layers.Dense.__module__.split(".")[0])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    environment |= {} if before is None else {"TF_USE_LEGACY_KERAS": before}
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == [str(before), "tf_keras" if before == "1" else "keras"]
+
+
+def test_tfmot_is_imported_once():
+    assert import_tfmot() is import_tfmot()
