@@ -1,17 +1,18 @@
 """Stripping: from the model as trained to a plain model with exact zeros."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-import keras
 from keras import ops
 
 from keras_lp.deploy.copying import copy_model
+from keras_lp.optional import import_tfmot, is_tf_keras_model
 from keras_lp.sparsity.report import check_threshold, decayed_variables
 
 
 def strip_pruning(
-    model: keras.Model, threshold: float = 1e-13, *, exclude: str | Iterable[str] | None = None
-) -> keras.Model:
+    model: Any, threshold: float = 1e-13, *, exclude: str | Iterable[str] | None = None
+) -> Any:
     """Copy of a trained model in which tiny weights are exact zeros.
 
     Formula: `w = 0 where |w| <= threshold` in the decayed variables; all other variables
@@ -19,17 +20,22 @@ def strip_pruning(
     that were put on variables after construction stay behind. The given model does not
     change.
 
+    A tf_keras model, with the wrappers of TF-MOT or without, goes through TF-MOT's own
+    `strip_pruning`: the result is a tf_keras model without wrappers, which shares its layers
+    and weights with the given one. The masks are applied once more before. `threshold` and
+    `exclude` are for Keras 3 models.
+
     Args:
         model: A built Keras 3 model: Sequential, functional or subclassed. It is copied as
             Keras saves and loads it, so a subclassed model whose constructor takes
-            arguments needs a `get_config`.
+            arguments needs a `get_config`. Or a Sequential or functional model of tf_keras.
         threshold: Float >= 0. Entries of at most this magnitude become zero. Defaults to
             `1e-13`, as in the paper.
         exclude: Regular expression, or a list of them, searched in the paths of the
             variables, as in `sparsity_report`.
 
     Returns:
-        A new `keras.Model` of the same class, shapes and dtypes.
+        A new `keras.Model` of the same class, shapes and dtypes; a `tf_keras.Model` of one.
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
@@ -42,6 +48,8 @@ def strip_pruning(
     >>> keras_lp.export_tflite(stripped, "model.tflite")
     """
     check_threshold(threshold)
+    if is_tf_keras_model(model):
+        return _strip_wrappers(model)
     decayed = {id(variable) for variable in decayed_variables(model, exclude)}
     copy = copy_model(model)
     for original, variable in zip(model.weights, copy.weights, strict=True):
@@ -50,3 +58,19 @@ def strip_pruning(
             tiny = ops.less_equal(ops.abs(weights), threshold)
             variable.assign(ops.where(tiny, ops.zeros_like(weights), weights))
     return copy
+
+
+def _strip_wrappers(model: Any) -> Any:
+    """A tf_keras model without TF-MOT's wrappers."""
+    # A training that ended in the middle of an epoch has not applied its masks.
+    for weight, mask in _masked_weights(model):
+        weight.assign(weight * mask)
+    return import_tfmot().sparsity.keras.strip_pruning(model)
+
+
+def _masked_weights(model: Any) -> Iterator[tuple[Any, Any]]:
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from _masked_weights(layer)
+        for weight, mask, _ in getattr(layer, "pruning_vars", ()):
+            yield weight, mask
