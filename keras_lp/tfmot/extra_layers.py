@@ -10,10 +10,11 @@ from keras_lp.optional import import_tf_keras
 def extra_layers() -> dict[str, Any]:
     """The classes by the names that they have in Keras 3."""
     tf_keras = import_tf_keras()
+    layer: Any = tf_keras.layers.Layer
     register = tf_keras.saving.register_keras_serializable("keras_lp")
 
     @register
-    class LayerScale(tf_keras.layers.Layer):
+    class LayerScale(layer):
         """Multiplies the channels by trained factors; of ConvNeXt.
 
         Args:
@@ -43,7 +44,7 @@ def extra_layers() -> dict[str, Any]:
             return {**super().get_config(), **arguments}
 
     @register
-    class CustomScaleLayer(tf_keras.layers.Layer):
+    class CustomScaleLayer(layer):
         """`inputs[0] + scale * inputs[1]`; of InceptionResNetV2.
 
         Args:

@@ -4,6 +4,7 @@ Those of a Keras 3 model are read from its config, as Keras saves it; those of a
 model from the nodes of its layers.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def calls_in_keras(model: keras.Model) -> Iterator[Call]:
                 operations[name],
                 _revived(node["args"]),
                 _revived(node["kwargs"]),
-                lambda index, name=name, number=number: (name, number, index),
+                functools.partial(_key, name, number),
             )
 
 
@@ -111,6 +112,10 @@ def is_symbolic(value: Any) -> bool:
         return import_tf_keras().backend.is_keras_tensor(value)
     except ValueError:  # It is no tensor at all.
         return False
+
+
+def _key(name: str, node: int, index: int) -> tuple[str, int, int]:
+    return name, node, index
 
 
 def _keys_in(value: Any) -> set[Any]:

@@ -109,7 +109,7 @@ def convert_layer(
         ) from error
 
 
-def parameters(kind: type) -> dict[str, Any]:
+def parameters(kind: Any) -> dict[str, Any]:
     """Arguments that a constructor takes, those of its bases included, with their defaults."""
     found: dict[str, Any] = {}
     for base in kind.__mro__:

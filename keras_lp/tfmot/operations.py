@@ -73,9 +73,10 @@ def call_in_keras(layer: Any, tensors: Sequence[Any]) -> Any:
 def operation_class() -> Any:
     """The class of tf_keras layers that compute an operation of Keras 3."""
     tf_keras = import_tf_keras()
+    base: Any = tf_keras.layers.Layer
 
     @tf_keras.saving.register_keras_serializable("keras_lp")
-    class Operation(tf_keras.layers.Layer):
+    class Operation(base):
         """Computes an operation of Keras 3 on tensors of TensorFlow.
 
         Args:

@@ -130,10 +130,11 @@ def _at_least_class() -> Any:
     import tensorflow as tf
 
     tf_keras, tfmot = import_tf_keras(), import_tfmot()
+    base: Any = tfmot.sparsity.keras.PruningSchedule
     known = tfmot.sparsity.keras.PolynomialDecay, tfmot.sparsity.keras.ConstantSparsity
 
     @tf_keras.saving.register_keras_serializable("keras_lp")
-    class AtLeast(tfmot.sparsity.keras.PruningSchedule):
+    class AtLeast(base):
         """Another schedule, but at least a floor.
 
         Args:
