@@ -276,9 +276,10 @@ def _check(model: keras.Model, leader: Any) -> None:
             "`LpAdamW` or `LpDecay(optimizer)`, whose average keeps zeros, in place of "
             f"`LpDecayCallback`. {received}"
         )
-    if getattr(model, "steps_per_execution", 1) > 1:
+    steps = int(getattr(model, "steps_per_execution", 1))  # In tf_keras it is a variable.
+    if steps > 1:
         raise ValueError(
             "`LpDecayCallback` has to decay after each step, and is called once for several. Use "
             "`LpAdamW` or `LpDecay(optimizer)` in its place, or compile with "
-            f"`steps_per_execution=1`. Received: steps_per_execution={model.steps_per_execution}"
+            f"`steps_per_execution=1`. Received: steps_per_execution={steps}"
         )
