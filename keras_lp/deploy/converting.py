@@ -1,0 +1,157 @@
+"""From a Keras model to the bytes of a `.tflite` file with dense weights.
+
+The converter is TensorFlow's. Under another backend it runs in a process of its own, which
+gets the model as a `.keras` file and gives the bytes back as a file:
+
+    KERAS_BACKEND=tensorflow python -m keras_lp.deploy.converting FOLDER
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lp.optional import require
+
+QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+# Files in the folder that a process of its own is given.
+_MODEL, _SAMPLES, _REQUEST, _RESULT = "model.keras", "samples.npz", "request.json", "model.tflite"
+
+Samples = Sequence[dict[str, np.ndarray]]
+
+
+def convert(
+    model: keras.Model,
+    quantization: str | None = None,
+    samples: Samples = (),
+    batch_size: int | None = None,
+) -> bytes:
+    """Converts a model, with dense weights.
+
+    Args:
+        model: A built model.
+        quantization: One of `QUANTIZATIONS`.
+        samples: For "int8", inputs by their names in the file, each with a batch dimension, of
+            which the ranges of activations are taken.
+        batch_size: Number of examples that the file takes at once; `None` for that of the
+            model, which is any number unless it says another.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        RuntimeError: If the conversion fails, with what the converter said.
+    """
+    is_here = keras.backend.backend() == "tensorflow"
+    try:
+        return (_convert_here if is_here else _convert_in_a_process)(
+            model, quantization, samples, batch_size
+        )
+    except Exception as error:
+        raise RuntimeError(
+            "The model could not be converted to LiteRT, nothing was written. "
+            f"Received: model={model.name!r}, quantization={quantization!r}. "
+            f"The converter said: {error}"
+        ) from error
+
+
+def _convert_here(
+    model: keras.Model, quantization: str | None, samples: Samples, batch_size: int | None
+) -> bytes:
+    tf = require("tensorflow", "tensorflow")
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        options["target_spec"] = {"supported_types": [tf.float16]}
+    if quantization == "int8":
+        options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]}
+        options["representative_dataset"] = lambda: iter(samples)
+    if batch_size is not None:
+        options["input_signature"] = _signature(model, batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / _RESULT
+        model.export(str(file), format="litert", verbose=False, **options)
+        return file.read_bytes()
+
+
+def _signature(model: keras.Model, batch_size: int) -> Any:
+    """What Keras is to make of the inputs: their shapes, with a fixed number of examples."""
+
+    def spec(tensor: Any) -> keras.InputSpec:
+        shape = (batch_size, *tensor.shape[1:])
+        return keras.InputSpec(shape=shape, dtype=tensor.dtype, name=tensor.name)
+
+    return [keras.tree.map_structure(spec, model.input)]
+
+
+def _convert_in_a_process(
+    model: keras.Model, quantization: str | None, samples: Samples, batch_size: int | None
+) -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save(folder / _MODEL, include_optimizer=False)
+        arrays = {f"{n}/{key}": a for n, sample in enumerate(samples) for key, a in sample.items()}
+        np.savez(folder / _SAMPLES, **arrays)
+        request = {
+            "quantization": quantization,
+            "batch_size": batch_size,
+            "modules": sorted(_modules_of(model)),
+        }
+        (folder / _REQUEST).write_text(json.dumps(request))
+        process = subprocess.run(
+            [sys.executable, "-m", __name__, name],
+            env={**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode != 0:
+            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise RuntimeError(f"{lines[-1]} (in a process with the TensorFlow backend)")
+        return (folder / _RESULT).read_bytes()
+
+
+def _modules_of(model: keras.Model) -> set[str]:
+    """Modules of the model's classes that are not Keras's own, which register them."""
+    found: set[str] = set()
+    layers = [model]
+    while layers:
+        layer = layers.pop()
+        layers += getattr(layer, "layers", [])
+        found.add(type(layer).__module__)
+    return {name for name in found if name.split(".")[0] not in ("keras", "__main__")}
+
+
+def _samples_in(path: Path) -> Iterator[dict[str, np.ndarray]]:
+    with np.load(path) as file:
+        samples: dict[int, dict[str, np.ndarray]] = {}
+        for key in file.files:
+            number, _, name = key.partition("/")
+            samples.setdefault(int(number), {})[name] = file[key]
+    yield from samples.values()
+
+
+def main(name: str) -> None:
+    """Converts what lies in a folder; the work of the process of its own."""
+    folder = Path(name)
+    request = json.loads((folder / _REQUEST).read_text())
+    for module in request["modules"]:
+        importlib.import_module(module)
+    # Not safe mode: the model is the caller's own object, not a foreign file.
+    model = keras.models.load_model(folder / _MODEL, compile=False, safe_mode=False)
+    samples = list(_samples_in(folder / _SAMPLES))
+    data = _convert_here(model, request["quantization"], samples, request["batch_size"])
+    (folder / _RESULT).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
