@@ -79,10 +79,7 @@ def add_logs(
     """
     if logs is None or "sparsity" in logs:
         return
-<<<<<<< HEAD
     zeros, size = count() if count else count_zeros(model)
-=======
->>>>>>> 06a2cf8 (wip callback in tf_keras)
     logs |= {"sparsity": zeros / size, "nonzero": size - zeros}
     for name in ("weight_decay", "p"):
         values = [getattr(optimizer, name) for optimizer in lp_optimizers(model)]
