@@ -6,13 +6,14 @@ gets the model as a `.keras` file and gives the bytes back as a file:
     KERAS_BACKEND=tensorflow python -m keras_lp.deploy.converting FOLDER
 """
 
-import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from keras_lp.optional import require
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 # Files in the folder that a process of its own is given.
-_MODEL, _SAMPLES, _REQUEST, _RESULT = "model.keras", "samples.npz", "request.json", "model.tflite"
+_MODEL, _SAMPLES, _REQUEST = "model.keras", "samples.npz", "request.json"
+_RESULT, _ERROR = "model.tflite", "error.txt"
 
 Samples = Sequence[dict[str, np.ndarray]]
 
@@ -51,10 +53,11 @@ def convert(
         RuntimeError: If the conversion fails, with what the converter said.
     """
     is_here = keras.backend.backend() == "tensorflow"
+    run = _convert_here if is_here else _convert_in_a_process
     try:
-        return (_convert_here if is_here else _convert_in_a_process)(
-            model, quantization, samples, batch_size
-        )
+        return run(model, quantization, samples, batch_size)
+    except ImportError:
+        raise
     except Exception as error:
         raise RuntimeError(
             "The model could not be converted to LiteRT, nothing was written. "
@@ -77,7 +80,9 @@ def _convert_here(
         options["representative_dataset"] = lambda: iter(samples)
     if batch_size is not None:
         options["input_signature"] = _signature(model, batch_size)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # TensorFlow's own use of it, while it looks at the samples.
+        warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
         file = Path(folder) / _RESULT
         model.export(str(file), format="litert", verbose=False, **options)
         return file.read_bytes()
@@ -100,58 +105,63 @@ def _convert_in_a_process(
         folder = Path(name)
         model.save(folder / _MODEL, include_optimizer=False)
         arrays = {f"{n}/{key}": a for n, sample in enumerate(samples) for key, a in sample.items()}
-        np.savez(folder / _SAMPLES, **arrays)
-        request = {
-            "quantization": quantization,
-            "batch_size": batch_size,
-            "modules": sorted(_modules_of(model)),
-        }
+        np.savez(folder / _SAMPLES, allow_pickle=False, **arrays)
+        request = {"quantization": quantization, "batch_size": batch_size}
         (folder / _REQUEST).write_text(json.dumps(request))
         process = subprocess.run(
-            [sys.executable, "-m", __name__, name],
-            env={**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"},
+            [sys.executable, "-m", "keras_lp.deploy.converting", name],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": "tensorflow",
+                "CUDA_VISIBLE_DEVICES": "-1",  # It would take memory from the training.
+                "PYTHONPATH": os.pathsep.join(sys.path),  # For modules of the caller's classes.
+            },
             capture_output=True,
             text=True,
             check=False,
         )
-        if process.returncode != 0:
-            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-            raise RuntimeError(f"{lines[-1]} (in a process with the TensorFlow backend)")
-        return (folder / _RESULT).read_bytes()
+        if process.returncode == 0:
+            return (folder / _RESULT).read_bytes()
+        raise RuntimeError(
+            f"{_reason(process, folder / _ERROR)} (in a process with the TensorFlow backend, which "
+            "needs the extra `tensorflow` and finds custom classes in modules, not in the script "
+            "that was started)"
+        )
 
 
-def _modules_of(model: keras.Model) -> set[str]:
-    """Modules of the model's classes that are not Keras's own, which register them."""
-    found: set[str] = set()
-    layers = [model]
-    while layers:
-        layer = layers.pop()
-        layers += getattr(layer, "layers", [])
-        found.add(type(layer).__module__)
-    return {name for name in found if name.split(".")[0] not in ("keras", "__main__")}
+def _reason(process: subprocess.CompletedProcess, error: Path) -> str:
+    """Why the process failed, in one line."""
+    if error.exists():
+        return error.read_text(encoding="utf-8")
+    if process.returncode < 0:
+        return f"the process was ended by {signal.Signals(-process.returncode).name}"
+    return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
 
 
-def _samples_in(path: Path) -> Iterator[dict[str, np.ndarray]]:
+def _samples_in(path: Path) -> list[dict[str, np.ndarray]]:
+    samples: dict[int, dict[str, np.ndarray]] = {}
     with np.load(path) as file:
-        samples: dict[int, dict[str, np.ndarray]] = {}
         for key in file.files:
             number, _, name = key.partition("/")
             samples.setdefault(int(number), {})[name] = file[key]
-    yield from samples.values()
+    return list(samples.values())
 
 
-def main(name: str) -> None:
+def main(name: str) -> int:
     """Converts what lies in a folder; the work of the process of its own."""
     folder = Path(name)
-    request = json.loads((folder / _REQUEST).read_text())
-    for module in request["modules"]:
-        importlib.import_module(module)
-    # Not safe mode: the model is the caller's own object, not a foreign file.
-    model = keras.models.load_model(folder / _MODEL, compile=False, safe_mode=False)
-    samples = list(_samples_in(folder / _SAMPLES))
-    data = _convert_here(model, request["quantization"], samples, request["batch_size"])
-    (folder / _RESULT).write_bytes(data)
+    try:
+        request = json.loads((folder / _REQUEST).read_text())
+        # Not safe mode: the model is the caller's own object, not a foreign file.
+        model = keras.models.load_model(folder / _MODEL, compile=False, safe_mode=False)
+        samples = _samples_in(folder / _SAMPLES)
+        data = _convert_here(model, request["quantization"], samples, request["batch_size"])
+        (folder / _RESULT).write_bytes(data)
+    except Exception as error:
+        (folder / _ERROR).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

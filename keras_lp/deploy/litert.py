@@ -1,4 +1,4 @@
-"""Export to LiteRT (TFLite) and its verification.
+"""Export to LiteRT (TFLite), with its verification.
 
 `export_tflite` converts, runs the bytes in LiteRT's default interpreter beside the Keras
 model, and only then puts them in place, in one step: what stands at the path is either
@@ -7,30 +7,33 @@ what stood there before or a file that runs and agrees with the model.
 
 import gzip
 import os
-import shutil
-import tempfile
-import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_lp.deploy.comparing import is_functional, is_subclassed
-from keras_lp.deploy.inference import outputs_of
+from keras_lp.deploy.comparing import is_subclassed
+from keras_lp.deploy.converting import QUANTIZATIONS, convert
+from keras_lp.deploy.feeding import Feed, one_example, samples_of
+from keras_lp.deploy.interpreting import RUNTIMES, latencies
 from keras_lp.deploy.sparse_encoding import encode_zeros
+from keras_lp.deploy.verifying import check_loads, check_outputs
+from keras_lp.deploy.writing import check_path, write_atomically
 from keras_lp.optional import require
 from keras_lp.sparsity.report import check_model
 
 # Largest error that verification accepts, as a share of the largest output. Broken files
-# are off by about 1; float16 keeps 11 bits of each weight.
-_TOLERANCES = {None: 1e-3, "float16": 2e-2}
-_BATCH = 8  # random inputs, where the model leaves the batch size open
-_LENGTH = 16  # of the other dimensions that the model leaves open
-_SCALES = (1.0, 100.0)  # of random inputs; the next if outputs do not depend on the inputs
-_SLACK = 1e-6  # where all outputs are zero
+# are off by about 1; float16 keeps 11 bits of each weight, int8 8 of the largest.
+_TOLERANCES = {None: 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.2}
+# XNNPACK prepares no operation whose int8 weights come from a DENSIFY (LiteRT 2.3).
+_SPARSE_INT8 = (
+    "LiteRT's default interpreter takes no sparse int8 weights. Pass `sparse=False`, where gzip "
+    'makes the zeros small on the way, or `quantization="float16"` with sparse weights, or '
+    '`runtime="no_delegate"` for applications that turn the default delegate off. '
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class ExportResult:
         dense_bytes: Size of the same model exported dense in float32, for comparison.
         max_abs_error: Largest absolute difference between an output of the file in LiteRT
             and of the Keras model; `None` if not verified.
+        latency: Median seconds of a run of the file in LiteRT on one thread; `None` if not
+            measured.
+        dense_latency: That of the dense float32 file.
     """
 
     path: Path
@@ -51,19 +57,28 @@ class ExportResult:
     gzip_bytes: int
     dense_bytes: int
     max_abs_error: float | None
+    latency: float | None = None
+    dense_latency: float | None = None
 
     def __str__(self) -> str:
         def size(count: int) -> str:
             return f"{count:>12,}  ({count / self.dense_bytes:.1%} of dense float32)"
 
         error = "not verified" if self.max_abs_error is None else f"{self.max_abs_error:>12.3g}"
-        return (
-            f"{self.path}\n"
-            f"  bytes          {size(self.bytes)}\n"
-            f"  gzip bytes     {size(self.gzip_bytes)}\n"
-            f"  dense bytes    {self.dense_bytes:>12,}\n"
-            f"  max abs error  {error}"
-        )
+        lines = [
+            f"{self.path}",
+            f"  bytes          {size(self.bytes)}",
+            f"  gzip bytes     {size(self.gzip_bytes)}",
+            f"  dense bytes    {self.dense_bytes:>12,}",
+            f"  max abs error  {error}",
+        ]
+        if self.latency is not None and self.dense_latency is not None:
+            ratio = self.latency / self.dense_latency
+            lines.append(
+                f"  latency        {1000 * self.latency:>9.3f} ms  "
+                f"({ratio:.2f} of dense float32, {1000 * self.dense_latency:.3f} ms)"
+            )
+        return "\n".join(lines)
 
 
 def export_tflite(
@@ -71,369 +86,158 @@ def export_tflite(
     path: str | os.PathLike[str],
     sparse: bool = True,
     quantization: str | None = None,
+    representative_dataset: Any = None,
     verify: bool = True,
     *,
+    batch_size: int | None = None,
+    runtime: str = "default",
     inputs: Any = None,
     tolerance: float | None = None,
+    latency: bool = False,
 ) -> ExportResult:
     """Writes a model as a `.tflite` file that is verified in LiteRT's default interpreter.
 
     With sparse encoding only the nonzero weights and their positions take room; LiteRT
     makes dense weights of them (operation DENSIFY) when it loads the file, which then runs as
     fast as the dense one. Run `strip_pruning` first, which makes tiny weights exact zeros.
-    Needs the TensorFlow backend and the extra `deploy`.
+    Needs TensorFlow and the extra `deploy`; under another backend TensorFlow converts in a
+    process of its own.
+
+    | `quantization` | weights | activations | `sparse=True` |
+    | --- | --- | --- | --- |
+    | `None` | float32 | float32 | yes |
+    | `"float16"` | float16 | float32 | yes |
+    | `"dynamic"` | int8 | float32 | with `runtime="no_delegate"` |
+    | `"int8"` | int8 | int8 | with `runtime="no_delegate"` |
+
+    Inputs and outputs of the file have the dtypes of the model's in every case.
 
     Args:
         model: A built Keras 3 model.
         path: Path of the file to write, ending in `.tflite`, in an existing folder. An
             existing file is replaced in one step, and only after verification.
         sparse: Whether to encode weights without their zeros, where that makes the file
-            smaller. Use `False` for a runtime that lacks the operation DENSIFY.
-        quantization: `None` for float32 weights, or `"float16"` for weights rounded to
-            float16 (inputs and outputs stay float32).
-        verify: Whether to run the file in LiteRT and compare its outputs with the model's.
+            smaller. Use `False` for a runtime that lacks the operation DENSIFY, and for int8
+            weights.
+        quantization: `None`, `"float16"`, `"dynamic"` or `"int8"`, see the table.
+        representative_dataset: For `"int8"`, inputs of which the ranges of the activations are
+            taken, some hundred examples: an array with a batch dimension, or a list or
+            dictionary of arrays as the model takes them, a `tf.data.Dataset` or other
+            iterable of such batches, or a function that returns one.
+        verify: Whether to compare the outputs of the file in LiteRT with the model's. That it
+            loads is checked in any case.
+        batch_size: Integer >= 1, to fix how many examples the file takes at once. Defaults
+            to any number, or that of the model.
+        runtime: `"default"` for a file that LiteRT's default interpreter runs, or
+            `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
+            in applications that turn it off. It may be slower there.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
-            a list or dict of arrays, with a batch dimension. Defaults to random numbers from
-            a fixed seed: standard normal ones, and integers below the smallest vocabulary
-            of the model's embeddings, or 0 and 1 without one.
+            a list or dict of arrays, with a batch dimension. Defaults to some of the
+            `representative_dataset`, or to random numbers from a fixed seed: standard normal
+            ones, and integers below the smallest vocabulary of the model's embeddings, or 0
+            and 1 without one.
         tolerance: Float >= 0. Largest error that verification accepts, as a share of the
-            largest magnitude in the same output. Defaults to `1e-3`, and `2e-2` for
-            float16.
+            largest magnitude in the same output. Defaults to `1e-3`, `2e-2` for float16, `0.1`
+            for dynamic and `0.2` for int8.
+        latency: Whether to measure how long a run takes, against the dense float32 file.
 
     Returns:
-        An `ExportResult` with `path`, `bytes`, `gzip_bytes`, `dense_bytes` and
-        `max_abs_error`.
+        An `ExportResult` with `path`, `bytes`, `gzip_bytes`, `dense_bytes`,
+        `max_abs_error`, `latency` and `dense_latency`.
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If the model is not built, an argument is out of range, or the inputs
-            do not fit the model.
+        ValueError: If the model is not built, an argument is out of range, or the inputs or
+            the representative dataset do not fit the model.
         FileNotFoundError: If the folder of `path` does not exist.
         ImportError: If TensorFlow or LiteRT is not installed.
-        RuntimeError: If the backend is not TensorFlow, the conversion fails, or the file
-            does not run in LiteRT or disagrees with the model. Nothing is written then.
+        RuntimeError: If the conversion fails, or the file does not run in LiteRT or disagrees
+            with the model. Nothing is written then.
 
     Example:
     >>> result = keras_lp.export_tflite(model, "model.tflite", quantization="float16")
     >>> print(result)
     """
     check_model(model)
-    path = _check_path(path)
-    if quantization not in tuple(_TOLERANCES):  # A tuple, since the value may not be hashable.
+    path = check_path(path, ".tflite")
+    _check_settings(quantization, representative_dataset, runtime, batch_size, tolerance)
+    _check_batch_size(model, batch_size)
+    tolerance = _TOLERANCES[quantization] if tolerance is None else tolerance
+    require("ai_edge_litert.interpreter", "deploy")
+
+    dense = convert(model, batch_size=batch_size)
+    samples: list[Feed] = []
+    if quantization == "int8":
+        details = check_loads(dense, "default").get_input_details()
+        samples, first = samples_of(model, details, representative_dataset)
+        inputs = first if inputs is None else inputs
+    data = dense if quantization is None else convert(model, quantization, samples, batch_size)
+    encoded = encode_zeros(data) if sparse else data
+    has_sparse_int8 = encoded is not data and quantization in ("dynamic", "int8")
+    runner = check_loads(encoded, runtime, _SPARSE_INT8 if has_sparse_int8 else "")
+    error = check_outputs(runner, model, inputs, tolerance) if verify else None
+    seconds: Sequence[float | None] = (None, None)
+    if latency:
+        runners = [runner, check_loads(dense, runtime)]
+        seconds = latencies(runners, one_example(model, runner.get_input_details(), inputs))
+    write_atomically(path, lambda target: target.write_bytes(encoded))
+    return ExportResult(
+        path=path,
+        bytes=len(encoded),
+        gzip_bytes=len(gzip.compress(encoded, compresslevel=9)),
+        dense_bytes=len(dense),
+        max_abs_error=error,
+        latency=seconds[0],
+        dense_latency=seconds[1],
+    )
+
+
+def _check_settings(
+    quantization: Any, representative_dataset: Any, runtime: Any, batch_size: Any, tolerance: Any
+) -> None:
+    """Raises ValueError if an argument is out of its range."""
+    if quantization not in QUANTIZATIONS:
         raise ValueError(
-            'Argument `quantization` must be None (float32 weights) or "float16". '
+            'Argument `quantization` must be None (float32 weights), "float16", "dynamic" (int8 '
+            'weights) or "int8" (int8 weights and activations). '
             f"Received: quantization={quantization!r}"
         )
-    if tolerance is None:
-        tolerance = _TOLERANCES[quantization]
-    elif not (isinstance(tolerance, Real) and float(tolerance) >= 0):
+    if (quantization == "int8") != (representative_dataset is not None):
+        raise ValueError(
+            'Argument `representative_dataset` is needed with `quantization="int8"`, some hundred '
+            "examples of the model's inputs, and has no effect otherwise. Received: "
+            f"quantization={quantization!r}, representative_dataset of type "
+            f"{type(representative_dataset).__name__}"
+        )
+    if runtime not in tuple(RUNTIMES):  # A tuple, since the value may not be hashable.
+        raise ValueError(
+            f'Argument `runtime` must be "default" or "no_delegate". Received: runtime={runtime!r}'
+        )
+    if tolerance is not None and not (isinstance(tolerance, Real) and float(tolerance) >= 0):
         raise ValueError(
             "Argument `tolerance` must be a number >= 0, a share of the largest output. "
             f"Received: tolerance={tolerance!r}"
         )
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "`export_tflite` needs the TensorFlow backend. Save the model with `model.save` "
-            "and export it in a process started with KERAS_BACKEND=tensorflow. "
-            f"Received: backend={keras.backend.backend()!r}"
-        )
-    interpreter = require("ai_edge_litert.interpreter", "deploy")
-
-    data = _convert(model, quantization)
-    dense_bytes = len(data if quantization is None else _convert(model, None))
-    if sparse:
-        data = encode_zeros(data)
-    error = _verify(interpreter, data, model, inputs, tolerance) if verify else None
-    _write_atomically(path, data)
-    return ExportResult(
-        path=path,
-        bytes=len(data),
-        gzip_bytes=len(gzip.compress(data, compresslevel=9)),
-        dense_bytes=dense_bytes,
-        max_abs_error=error,
-    )
-
-
-def _check_path(path: str | os.PathLike[str]) -> Path:
-    received = f"Received: path={path!r}"
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"Argument `path` must be a string or a path. {received}")
-    path = Path(path)
-    if path.suffix != ".tflite":
-        raise ValueError(f"Argument `path` must end in `.tflite`. {received}")
-    target = _target(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            "The folder of argument `path` does not exist; create it first "
-            f"(`mkdir -p {target.parent}`). {received}"
-        )
-    if target.is_dir():
-        raise ValueError(f"Argument `path` must name a file, but is a folder. {received}")
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(
-            f"The folder of argument `path` cannot be written to; choose another. {received}"
-        )
-    return path
-
-
-def _target(path: Path) -> Path:
-    """Where the file is to be: a link stays a link."""
-    return Path(os.path.realpath(path))
-
-
-def _convert(model: keras.Model, quantization: str | None) -> bytes:
-    """The model as the bytes of a `.tflite` file with dense weights."""
-    tf = require("tensorflow", "tensorflow")
-    options: dict[str, Any] = {}
-    optimizations = []
-    if quantization == "float16":
-        optimizations.append(tf.lite.Optimize.DEFAULT)
-        options["target_spec"] = {"supported_types": [tf.float16]}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.tflite"
-        try:
-            model.export(
-                str(file), format="litert", verbose=False, optimizations=optimizations, **options
-            )
-        except Exception as error:
-            raise RuntimeError(
-                "The model could not be converted to LiteRT, nothing was written. "
-                f"Received: model={model.name!r}, quantization={quantization!r}. "
-                f"The converter said: {error}"
-            ) from error
-        return file.read_bytes()
-
-
-def _verify(
-    interpreter: Any, data: bytes, model: keras.Model, inputs: Any, tolerance: float
-) -> float:
-    """Largest absolute error of the file against the model; raises if it is too large."""
-    try:
-        foreign = _tensorflow_operations(data)
-        runner = interpreter.Interpreter(model_content=data).get_signature_runner()
-    except Exception as error:
-        raise RuntimeError(_refusal("does not load", f"LiteRT said: {error}")) from error
-    if foreign:
-        # Not left to LiteRT: in a process with TensorFlow some versions can run these.
-        raise RuntimeError(
-            _refusal(
-                "does not run",
-                f"It has operations that only TensorFlow knows: {', '.join(foreign)}. They come "
-                "from layers such as a recurrent one without `unroll=True`, or one that computes "
-                'in half precision (set `layer.dtype_policy = "float32"` before the export)',
-            )
-        )
-    details = runner.get_input_details()
-    if inputs is not None:
-        expected, feed = _run(model, details, inputs)
-    else:
-        for scale in _SCALES:
-            expected, feed = _run(model, details, _random_inputs(model, details, scale, seed=0))
-            other, _ = _run(model, details, _random_inputs(model, details, scale, seed=1))
-            if _differ(expected, other):
-                break
-        else:
-            raise RuntimeError(
-                _refusal(
-                    "cannot be compared with the model",
-                    "The model's outputs are the same for all random inputs. Pass real data as "
-                    "`inputs`",
-                )
-            )
-    try:
-        outputs = runner(**feed)
-    except Exception as error:
-        raise RuntimeError(_refusal("does not run", f"LiteRT said: {error}")) from error
-    return max(
-        _compare(name, outputs.get(name), array, tolerance)
-        for name, array in _named_outputs(expected, list(outputs)).items()
-    )
-
-
-def _tensorflow_operations(data: bytes) -> list[str]:
-    """Names of the operations in a file that LiteRT's default interpreter does not have."""
-    schema = require("ai_edge_litert.schema_py_generated", "deploy")
-    model = schema.Model.GetRootAs(data, 0)
-    codes = (
-        model.OperatorCodes(index).CustomCode() for index in range(model.OperatorCodesLength())
-    )
-    return sorted(code.decode() for code in codes if code is not None and code.startswith(b"Flex"))
-
-
-def _run(model: keras.Model, details: dict[str, Any], inputs: Any) -> tuple[Any, dict[str, Any]]:
-    """Outputs of the model, and its inputs as arrays by their names in the file."""
-    names = _input_names(model, details)
-    is_single = len(names) == 1 and not isinstance(inputs, dict)
-    if isinstance(inputs, dict) and set(inputs) == set(names):
-        arrays = [inputs[name] for name in names]
-    elif is_single:  # An array, nested lists of numbers, or a list of one array.
-        rank = len(details[names[0]]["shape_signature"])
-        is_wrapped = isinstance(inputs, (list, tuple)) and len(inputs) == 1
-        arrays = [inputs[0] if is_wrapped and np.ndim(inputs[0]) == rank else inputs]
-    else:
-        arrays = keras.tree.flatten(inputs)
-    if len(arrays) != len(names):
+    if batch_size is not None and not (isinstance(batch_size, Integral) and int(batch_size) >= 1):
         raise ValueError(
-            f"Argument `inputs` must hold {len(names)} arrays, one for each input of the model "
-            f"({', '.join(names)}). Received: {len(arrays)} values"
+            "Argument `batch_size` must be an integer >= 1, or None for any number of examples. "
+            f"Received: batch_size={batch_size!r}"
         )
-    feed = {
-        name: _checked_input(name, details[name], array)
-        for name, array in zip(names, arrays, strict=True)
-    }
-    try:
-        return outputs_of(model, feed[names[0]] if is_single else inputs), feed
-    except Exception as error:
+
+
+def _check_batch_size(model: keras.Model, batch_size: int | None) -> None:
+    """Raises ValueError if a model cannot take so many examples at once."""
+    if batch_size is None:
+        return
+    if is_subclassed(model):
         raise ValueError(
-            "The model cannot be called with the `inputs` to verify the file with. Pass `inputs` "
-            f"as the model takes them. Received: {_shapes(feed)}. Keras said: {error}"
-        ) from error
-
-
-def _input_names(model: keras.Model, details: dict[str, Any]) -> list[str]:
-    """Names of the inputs in the file, in the order in which the model takes them."""
-    if is_functional(model):
-        return [tensor.name for tensor in keras.tree.flatten(model.input)]
-    return sorted(details, key=_natural_order)
-
-
-def _checked_input(name: str, detail: dict[str, Any], value: Any) -> np.ndarray:
-    expected = tuple(map(int, detail["shape_signature"]))
-    try:
-        array = np.asarray(value, dtype=detail["dtype"])
-    except (TypeError, ValueError) as error:
+            "Argument `batch_size` is for Sequential and functional models, whose inputs are "
+            f"known. Received: batch_size={batch_size}, model={model.name!r} of class "
+            f"{type(model).__name__}"
+        )
+    own = {tensor.shape[0] for tensor in model.inputs} - {None, batch_size}
+    if own:
         raise ValueError(
-            f"Argument `inputs` must hold numbers for input {name!r}. Received: {value!r}"
-        ) from error
-    fits = array.ndim == len(expected) and all(
-        want in (-1, got) for want, got in zip(expected, array.shape, strict=True)
-    )
-    if not fits or array.size == 0:
-        raise ValueError(
-            f"Argument `inputs` must hold a non-empty array of shape {expected} for input "
-            f"{name!r}, where -1 is any size. Received: shape {array.shape}"
+            f"Argument `batch_size` must be that of the model, {own.pop()}, or None. "
+            f"Received: batch_size={batch_size}"
         )
-    return array
-
-
-def _shapes(feed: dict[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} of shape {array.shape}" for name, array in feed.items())
-
-
-def _random_inputs(model: keras.Model, details: dict[str, Any], scale: float, seed: int) -> Any:
-    """Random inputs in the structure that the model takes."""
-    names = _input_names(model, details)
-    if len(names) > 1 and not is_functional(model):
-        raise ValueError(
-            "Argument `inputs` is needed to verify a subclassed model with several inputs. "
-            "Pass a batch of data as the model takes it. Received: inputs=None for "
-            f"{len(names)} inputs"
-        )
-    # The exporter leaves the batch size open, whatever the model's own.
-    batches = [None] if is_subclassed(model) else [tensor.shape[0] for tensor in model.inputs]
-    random, vocabulary = np.random.default_rng(seed), _smallest_vocabulary(model)
-    arrays = [
-        _random_input(random, name, details[name], batch or _BATCH, scale, vocabulary)
-        for name, batch in zip(names, batches, strict=True)
-    ]
-    return keras.tree.pack_sequence_as(model.input, arrays) if is_functional(model) else arrays[0]
-
-
-def _smallest_vocabulary(model: keras.Model) -> int:
-    """Number of integers that every embedding of the model knows."""
-    sizes = []
-    layers = [*model.layers]
-    while layers:
-        layer = layers.pop()
-        layers += getattr(layer, "layers", [])
-        if isinstance(layer, keras.layers.Embedding):
-            sizes.append(layer.input_dim)
-    return min(sizes, default=2)
-
-
-def _random_input(
-    random: np.random.Generator,
-    name: str,
-    detail: dict[str, Any],
-    batch: int,
-    scale: float,
-    vocabulary: int,
-) -> np.ndarray:
-    shape = [_LENGTH if size == -1 else size for size in detail["shape_signature"]]
-    shape[:1] = [batch] if shape else []
-    dtype = np.dtype(detail["dtype"])
-    if dtype.kind == "f":
-        return (scale * random.normal(size=shape)).astype(dtype)
-    if dtype.kind in "iu":
-        return random.integers(0, vocabulary, size=shape).astype(dtype)
-    if dtype.kind == "b":
-        return random.integers(0, 2, size=shape).astype(dtype)
-    raise ValueError(
-        f"Argument `inputs` is needed to verify a model whose input {name!r} has dtype {dtype}. "
-        "Received: inputs=None"
-    )
-
-
-def _differ(outputs: Any, others: Any) -> bool:
-    """Whether every float output, or every output if none is float, differs in another run."""
-    pairs = list(zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True))
-    floats = [pair for pair in pairs if pair[0].dtype.kind == "f"]
-    return not any(np.array_equal(a, b) for a, b in floats or pairs)
-
-
-def _named_outputs(outputs: Any, names: list[str]) -> dict[str, np.ndarray]:
-    """The model's outputs by their names in the file."""
-    if isinstance(outputs, dict) and set(outputs) == set(names):
-        return outputs
-    flat = keras.tree.flatten(outputs)
-    if len(flat) != len(names):
-        raise RuntimeError(
-            _refusal("has other outputs", f"{len(names)} where the model has {len(flat)}")
-        )
-    return dict(zip(sorted(names, key=_natural_order), flat, strict=True))
-
-
-def _natural_order(name: str) -> list[Any]:
-    """Sort key under which output_10 comes after output_9, as the exporter counts."""
-    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in name.split("_")]
-
-
-def _compare(name: str, output: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
-    """Largest absolute difference; raises if it is too large or not a number."""
-    if output.shape != expected.shape:
-        raise RuntimeError(
-            _refusal(f"has output {name!r} of shape {output.shape}", f"Keras: {expected.shape}")
-        )
-    expected = expected.astype("float64")
-    error = float(np.max(np.abs(output - expected), initial=0.0))
-    scale = float(np.max(np.abs(expected), initial=0.0))
-    if not error <= (tolerance * scale if scale > 0 else _SLACK):
-        raise RuntimeError(
-            _refusal(
-                f"disagrees with the model in output {name!r}",
-                f"Largest error {error:.3g} at a largest output of {scale:.3g}, allowed "
-                f"{tolerance * scale:.3g}. Pass `inputs` of the range the model was trained "
-                "on, or a larger `tolerance` if this error is acceptable",
-            )
-        )
-    return error
-
-
-def _refusal(what: str, why: str) -> str:
-    return f"Verification failed, nothing was written: the file {what} in LiteRT. {why}"
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Puts the bytes at `path` in one step, or leaves what stands there as it is."""
-    target = _target(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

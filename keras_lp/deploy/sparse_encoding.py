@@ -26,7 +26,9 @@ _FLOAT32_READERS = (
     "TRANSPOSE_CONV",
 )
 _FLOAT16_READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_INT8_READERS = _FLOAT16_READERS  # in LiteRT without XNNPACK alone
 _OVERHEAD = 256  # bytes that one more operation and tensor take in the file, about
+_SCALE_BYTES = 12  # of the quantization of a channel: its scale and its zero point
 _ALIGNMENT = 16  # of the data of a tensor in the file, in bytes, as the schema demands
 
 
@@ -34,10 +36,11 @@ def encode_zeros(data: bytes) -> bytes:
     """Returns the file with all weight tensors that get smaller by it encoded as sparse.
 
     Float16 weights whose readers need them in float32 (an embedding, for one) become sparse
-    float32 weights of the same values where that is smaller.
+    float32 weights of the same values where that is smaller. Files with sparse int8 weights
+    load in LiteRT without its default delegate only.
 
     Args:
-        data: A `.tflite` file with float32 or float16 weights, as the converter makes it.
+        data: A `.tflite` file with float32, float16 or int8 weights, as the converter makes it.
 
     Returns:
         The bytes of a file that computes the same function; `data` itself if no tensor gets
@@ -52,7 +55,8 @@ def encode_zeros(data: bytes) -> bytes:
             # A buffer that several tensors share cannot change its layout for one of them.
             if uses[tensor.buffer] == 1 and _is_weight(schema, model, graph, index):
                 encoded |= _encode_tensor(schema, model, graph, index)
-    return _pack(schema, model) if encoded else data
+    packed = _pack(schema, model) if encoded else data
+    return packed if len(packed) < len(data) else data
 
 
 def _uses(model: Any) -> np.ndarray:
@@ -62,7 +66,7 @@ def _uses(model: Any) -> np.ndarray:
 
 
 def _is_weight(schema: Any, model: Any, graph: Any, index: int) -> bool:
-    """Whether a tensor holds float constants that may come from a DENSIFY."""
+    """Whether a tensor holds constants that may come from a DENSIFY."""
     tensor = graph.tensors[index]
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0 or tensor.sparsity is not None or index in graph.outputs:
@@ -71,6 +75,10 @@ def _is_weight(schema: Any, model: Any, graph: Any, index: int) -> bool:
     if tensor.type == schema.TensorType.FLOAT16:
         behind = _operations(schema, model, _readers_behind(graph, index))
         return readers == {"DEQUANTIZE"} and bool(behind) and behind.issubset(_FLOAT32_READERS)
+    if tensor.type == schema.TensorType.INT8:
+        # A DENSIFY fills in zeros, which have to mean zero.
+        is_symmetric = not np.any(tensor.quantization.zeroPoint)
+        return is_symmetric and bool(readers) and readers.issubset(_INT8_READERS)
     is_float32 = tensor.type == schema.TensorType.FLOAT32
     return is_float32 and bool(readers) and readers.issubset(_FLOAT32_READERS)
 
@@ -108,8 +116,10 @@ def _encode_tensor(schema: Any, model: Any, graph: Any, index: int) -> bool:
     """
     tensor = graph.tensors[index]
     buffer = model.buffers[tensor.buffer]
-    is_float16 = tensor.type == schema.TensorType.FLOAT16
-    stored = np.frombuffer(bytes(buffer.data), np.float16 if is_float16 else np.float32)
+    types = schema.TensorType
+    is_float16 = tensor.type == types.FLOAT16
+    dtypes = {types.FLOAT32: np.float32, types.FLOAT16: np.float16, types.INT8: np.int8}
+    stored = np.frombuffer(bytes(buffer.data), dtypes[tensor.type])
     array = stored.reshape(tensor.shape)
     widens = is_float16 and not _operations(schema, model, _readers_behind(graph, index)).issubset(
         _FLOAT16_READERS
@@ -117,7 +127,7 @@ def _encode_tensor(schema: Any, model: Any, graph: Any, index: int) -> bool:
     if widens:
         array = array.astype(np.float32)
     axis = min(range(array.ndim), key=lambda axis: _encoded_bytes(array, axis))
-    if _encoded_bytes(array, axis) + _OVERHEAD >= stored.nbytes:
+    if _encoded_bytes(array, axis) + _overhead(tensor) >= stored.nbytes:
         return False
 
     buffer.data, tensor.sparsity = _encode(schema, array, axis)
@@ -135,6 +145,7 @@ def _insert_densify(schema: Any, model: Any, graph: Any, index: int) -> None:
     sparse = graph.tensors[index]
     dense = schema.TensorT()
     dense.name, dense.shape, dense.type = sparse.name + b"/dense", sparse.shape, sparse.type
+    dense.quantization = sparse.quantization
     graph.tensors.append(dense)
     for operator in _readers(graph, index):
         operator.inputs = [len(graph.tensors) - 1 if i == index else i for i in operator.inputs]
@@ -161,6 +172,12 @@ def _densify_index(schema: Any, model: Any) -> int:
     code.version = 1
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
+
+
+def _overhead(tensor: Any) -> int:
+    """Bytes in the file of one more operation, and of a tensor with the same scales."""
+    scales = 0 if tensor.quantization is None else np.size(tensor.quantization.scale)
+    return _OVERHEAD + _SCALE_BYTES * scales
 
 
 def _encoded_bytes(array: np.ndarray, axis: int) -> int:

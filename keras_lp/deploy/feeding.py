@@ -1,0 +1,223 @@
+"""Inputs of a model as arrays by their names in a `.tflite` file.
+
+Given ones are checked against what the file takes, random ones are made where none are given.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lp.deploy.comparing import is_functional, is_subclassed
+
+_BATCH = 8  # random inputs, where the model leaves the batch size open
+_LENGTH = 16  # of the other dimensions that the model leaves open
+
+Details = dict[str, dict[str, Any]]  # What LiteRT says of the inputs of a file.
+Feed = dict[str, np.ndarray]
+
+
+def feed_of(model: keras.Model, details: Details, inputs: Any, argument: str = "inputs") -> Feed:
+    """Inputs, in any form that the model takes, by their names in the file.
+
+    Args:
+        model: A built model.
+        details: What LiteRT says of the inputs of its file.
+        inputs: An array, nested lists of numbers, or a list or dictionary of arrays, each
+            with a batch dimension.
+        argument: Name of the argument that the caller was given them by.
+
+    Raises:
+        ValueError: If they do not fit the file.
+    """
+    names = _input_names(model, details)
+    if isinstance(inputs, dict) and set(inputs) == set(names):
+        arrays = [inputs[name] for name in names]
+    elif len(names) == 1 and not isinstance(inputs, dict):
+        # An array, nested lists of numbers, or a list of one array.
+        rank = len(details[names[0]]["shape_signature"])
+        is_wrapped = isinstance(inputs, (list, tuple)) and len(inputs) == 1
+        arrays = [inputs[0] if is_wrapped and np.ndim(inputs[0]) == rank else inputs]
+    else:
+        arrays = keras.tree.flatten(inputs)
+    if len(arrays) != len(names):
+        raise ValueError(
+            f"Argument `{argument}` must hold {len(names)} arrays, one for each input of the "
+            f"model ({', '.join(names)}). Received: {len(arrays)} values"
+        )
+    return {
+        name: _checked(argument, name, details[name], array)
+        for name, array in zip(names, arrays, strict=True)
+    }
+
+
+def as_the_model_takes_it(feed: Feed, inputs: Any) -> Any:
+    """The inputs that a feed was made of, where the model has one as an array."""
+    is_single = len(feed) == 1 and not isinstance(inputs, dict)
+    return next(iter(feed.values())) if is_single else inputs
+
+
+def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list[Feed], Any]:
+    """A representative dataset, as feeds of as many examples as the file takes at once.
+
+    Args:
+        model: A built model.
+        details: What LiteRT says of the inputs of its file.
+        dataset: Inputs as `feed_of` takes them, a `tf.data.Dataset` or other iterable of
+            such, or a function that returns one.
+
+    Returns:
+        The feeds, and the first examples as the model takes them.
+
+    Raises:
+        ValueError: If it is empty, or something in it does not fit the file.
+    """
+    argument = "representative_dataset"
+    size = max([1, *(int(detail["shape_signature"][0]) for detail in details.values())])
+    of_any_number = {
+        name: {**detail, "shape_signature": [-1, *detail["shape_signature"][1:]]}
+        for name, detail in details.items()
+    }
+    samples: list[Feed] = []
+    first = None
+    for batch in _batches(dataset):
+        feed = feed_of(model, of_any_number, batch, argument)
+        if first is None:
+            first = _first_examples(batch, feed, _BATCH if _takes_any_number(details) else size)
+        samples += _split(feed, size)
+    if not samples:
+        raise ValueError(
+            f"Argument `{argument}` must hold batches of at least {size} examples of the model's "
+            "inputs, and a generator can be used once. Received: no such batch"
+        )
+    return samples, first
+
+
+def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:
+    """The first example of given or random inputs, or as many as the file takes at once."""
+    if inputs is None:
+        inputs = random_inputs(model, details, scale=1.0, seed=0)
+    feed = feed_of(model, details, inputs)
+    return {name: array[:1] for name, array in feed.items()} if _takes_any_number(details) else feed
+
+
+def _first_examples(batch: Any, feed: Feed, count: int) -> Any:
+    if len(feed) == 1 and not isinstance(batch, dict):
+        return next(iter(feed.values()))[:count]
+    return keras.tree.map_structure(lambda array: np.asarray(array)[:count], batch)
+
+
+def _takes_any_number(details: Details) -> bool:
+    return all(int(detail["shape_signature"][0]) == -1 for detail in details.values())
+
+
+def _batches(dataset: Any) -> Iterable[Any]:
+    dataset = dataset() if callable(dataset) else dataset
+    is_batch = isinstance(dataset, (dict, list, tuple)) or hasattr(dataset, "__array__")
+    return [dataset] if is_batch or not isinstance(dataset, Iterable) else dataset
+
+
+def _split(feed: Feed, size: int) -> Iterator[Feed]:
+    """A feed in parts of so many examples; what is left over is left out."""
+    counts = {len(array) for array in feed.values()}
+    if len(counts) > 1:
+        raise ValueError(
+            "Argument `representative_dataset` must hold the same number of examples for each "
+            f"input. Received: {shapes(feed)}"
+        )
+    for start in range(0, min(counts) - size + 1, size):
+        yield {name: array[start : start + size] for name, array in feed.items()}
+
+
+def random_inputs(model: keras.Model, details: Details, scale: float, seed: int) -> Any:
+    """Random inputs in the structure that the model takes.
+
+    Normal ones times `scale`, and integers that every embedding of the model knows.
+    """
+    names = _input_names(model, details)
+    if len(names) > 1 and not is_functional(model):
+        raise ValueError(
+            "Argument `inputs` is needed to verify a subclassed model with several inputs. "
+            "Pass a batch of data as the model takes it. Received: inputs=None for "
+            f"{len(names)} inputs"
+        )
+    # A file leaves the batch size open, whatever the model's own, unless it was asked not to.
+    batches = [None] if is_subclassed(model) else [tensor.shape[0] for tensor in model.inputs]
+    random, vocabulary = np.random.default_rng(seed), _smallest_vocabulary(model)
+    arrays = [
+        _random_input(random, name, details[name], batch or _BATCH, scale, vocabulary)
+        for name, batch in zip(names, batches, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(model.input, arrays) if is_functional(model) else arrays[0]
+
+
+def shapes(feed: Feed) -> str:
+    """Names and shapes, for messages."""
+    return ", ".join(f"{name} of shape {array.shape}" for name, array in feed.items())
+
+
+def natural_order(name: str) -> list[Any]:
+    """Sort key under which output_10 comes after output_9, as the exporter counts."""
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in name.split("_")]
+
+
+def _input_names(model: keras.Model, details: Details) -> list[str]:
+    """Names of the inputs in the file, in the order in which the model takes them."""
+    if is_functional(model):
+        return [tensor.name for tensor in keras.tree.flatten(model.input)]
+    return sorted(details, key=natural_order)
+
+
+def _checked(argument: str, name: str, detail: dict[str, Any], value: Any) -> np.ndarray:
+    expected = tuple(map(int, detail["shape_signature"]))
+    try:
+        array = np.asarray(value, dtype=detail["dtype"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Argument `{argument}` must hold numbers for input {name!r}. Received: {value!r}"
+        ) from error
+    fits = array.ndim == len(expected) and all(
+        want in (-1, got) for want, got in zip(expected, array.shape, strict=True)
+    )
+    if not fits or array.size == 0:
+        raise ValueError(
+            f"Argument `{argument}` must hold a non-empty array of shape {expected} for input "
+            f"{name!r}, where -1 is any size. Received: shape {array.shape}"
+        )
+    return array
+
+
+def _smallest_vocabulary(model: keras.Model) -> int:
+    """Number of integers that every embedding of the model knows."""
+    sizes = []
+    layers = [*model.layers]
+    while layers:
+        layer = layers.pop()
+        layers += getattr(layer, "layers", [])
+        if isinstance(layer, keras.layers.Embedding):
+            sizes.append(layer.input_dim)
+    return min(sizes, default=2)
+
+
+def _random_input(
+    random: np.random.Generator,
+    name: str,
+    detail: dict[str, Any],
+    batch: int,
+    scale: float,
+    vocabulary: int,
+) -> np.ndarray:
+    first, *rest = detail["shape_signature"]
+    shape = [batch if first == -1 else first, *(_LENGTH if size == -1 else size for size in rest)]
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind == "f":
+        return (scale * random.normal(size=shape)).astype(dtype)
+    if dtype.kind in "iu":
+        return random.integers(0, vocabulary, size=shape).astype(dtype)
+    if dtype.kind == "b":
+        return random.integers(0, 2, size=shape).astype(dtype)
+    raise ValueError(
+        f"Argument `inputs` is needed to verify a model whose input {name!r} has dtype {dtype}. "
+        "Received: inputs=None"
+    )

@@ -1,0 +1,57 @@
+"""Running `.tflite` files in LiteRT, and how long they take."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lp.optional import require
+
+# With the default delegate, XNNPACK, as applications get it; or with LiteRT's own kernels.
+RUNTIMES = {"default": "AUTO", "no_delegate": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
+_SECONDS = 1.0  # to measure for, at most, for each file
+_RUNS = (11, 101)  # to take the median over, at least and at most
+
+
+def load(data: bytes, runtime: str = "default") -> Any:
+    """The runner of a file's signature; raises an error of LiteRT's if it does not load."""
+    litert = require("ai_edge_litert.interpreter", "deploy")
+    resolver = getattr(litert.OpResolverType, RUNTIMES[runtime])
+    interpreter = litert.Interpreter(model_content=data, experimental_op_resolver_type=resolver)
+    interpreter.allocate_tensors()
+    return interpreter.get_signature_runner()
+
+
+def tensorflow_operations(data: bytes) -> list[str]:
+    """Names of the operations in a file that LiteRT's default interpreter does not have."""
+    schema = require("ai_edge_litert.schema_py_generated", "deploy")
+    model = schema.Model.GetRootAs(data, 0)
+    codes = (
+        model.OperatorCodes(index).CustomCode() for index in range(model.OperatorCodesLength())
+    )
+    return sorted(code.decode() for code in codes if code is not None and code.startswith(b"Flex"))
+
+
+def latencies(runners: Sequence[Any], feed: dict[str, np.ndarray]) -> list[float]:
+    """Median seconds of a run of each file with the same inputs, interleaved.
+
+    Args:
+        runners: What `load` returned.
+        feed: Inputs by their names in the files.
+    """
+    for runner in runners:  # The first run allocates.
+        runner(**feed)
+    least, most = _RUNS
+    seconds: list[list[float]] = []
+    start = time.perf_counter()
+    while len(seconds) < most:
+        row = []
+        for runner in runners:
+            before = time.perf_counter()
+            runner(**feed)
+            row.append(time.perf_counter() - before)
+        seconds.append(row)
+        if len(seconds) >= least and time.perf_counter() - start > _SECONDS * len(runners):
+            break
+    return np.median(seconds, axis=0).tolist()
