@@ -114,7 +114,7 @@ def _takes_any_number(details: Details) -> bool:
 
 def _batches(dataset: Any) -> Iterable[Any]:
     dataset = dataset() if callable(dataset) else dataset
-    is_batch = isinstance(dataset, (dict, list, tuple)) or hasattr(dataset, "__array__")
+    is_batch = isinstance(dataset, (dict, list, str, tuple)) or hasattr(dataset, "__array__")
     return [dataset] if is_batch or not isinstance(dataset, Iterable) else dataset
 
 

@@ -1,0 +1,279 @@
+"""Weights and activations of int8, through the real converter and the real interpreter."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_lp
+from keras_lp import export_tflite
+
+pytestmark = pytest.mark.backend("tensorflow")
+
+
+def cnn():
+    return keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            layers.Conv2D(48, 3, strides=2, activation="relu"),
+            layers.BatchNormalization(),
+            layers.DepthwiseConv2D(3),
+            layers.Conv2D(96, 1),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def mlp():
+    return keras.Sequential([keras.Input((64,)), layers.Dense(128, "relu"), layers.Dense(10)])
+
+
+def transformer():
+    tokens = keras.Input((12,), dtype="int32")
+    x = layers.Embedding(50, 32)(tokens)
+    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 16)(x, x))
+    x = layers.LayerNormalization()(x + layers.Dense(32)(layers.Dense(64, "gelu")(x)))
+    return keras.Model(tokens, layers.Dense(50)(x))
+
+
+def two_inputs():
+    image, features = keras.Input((8, 8, 2), name="image"), keras.Input((32,), name="features")
+    parts = [layers.Flatten()(layers.Conv2D(16, 3)(image)), layers.Dense(64, "relu")(features)]
+    joined = layers.Concatenate()(parts)
+    outputs = {"kind": layers.Dense(4, name="kind")(joined), "size": layers.Dense(1)(joined)}
+    return keras.Model({"image": image, "features": features}, outputs)
+
+
+MODELS = [mlp, *(pytest.param(m, marks=pytest.mark.slow) for m in (cnn, transformer, two_inputs))]
+
+
+def pruned(make):
+    """A model with 90 % zeros in each layer."""
+    model = make()
+    keras_lp.prune(model, sparsity=0.9, scope="layer")
+    return model
+
+
+def examples(model, count=64):
+    """Random inputs as the model takes them."""
+    random = np.random.default_rng(1)
+
+    def draw(tensor):
+        shape = (count, *tensor.shape[1:])
+        return random.integers(0, 50, shape) if "int" in tensor.dtype else random.normal(size=shape)
+
+    takes = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.tree.map_structure(lambda tensor: draw(tensor).astype(tensor.dtype), takes)
+
+
+def feed_of(model, inputs):
+    """Inputs by their names in the file."""
+    arrays = keras.tree.flatten(inputs)
+    return {tensor.name: x for tensor, x in zip(model.inputs, arrays, strict=True)}
+
+
+def interpreter(path, delegate=True):
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    return Interpreter(model_path=str(path), experimental_op_resolver_type=resolver)
+
+
+def int8_weights(path):
+    """The weights of a file that are int8, as their entries."""
+    found = interpreter(path, delegate=False)
+    found.allocate_tensors()
+    weights = []
+    for detail in found.get_tensor_details():
+        if detail["dtype"] == np.int8 and len(detail["shape"]) > 1:
+            try:
+                weights.append(found.get_tensor(detail["index"]))
+            except ValueError:  # An activation has no data yet.
+                continue
+    return weights
+
+
+@pytest.mark.parametrize("quantization", ["dynamic", "int8"])
+@pytest.mark.parametrize("make", MODELS)
+def test_dense_file_runs_in_the_default_interpreter_and_agrees(make, quantization, tmp_path):
+    model = pruned(make)
+    samples = examples(model) if quantization == "int8" else None
+    result = export_tflite(model, tmp_path / "m.tflite", False, quantization, samples)
+    x = examples(model)  # Others would have outputs beyond the ranges.
+    outputs = interpreter(result.path).get_signature_runner()(**feed_of(model, x))
+    expected = model(x)
+    if not isinstance(expected, dict):
+        expected = dict.fromkeys(outputs, expected)
+    for name, output in outputs.items():
+        assert np.abs(output - expected[name]).max() < 0.2 * np.abs(expected[name]).max()
+    assert result.bytes < 0.85 * result.dense_bytes
+    assert int8_weights(result.path)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "make"),
+    [("dynamic", mlp), pytest.param("int8", two_inputs, marks=pytest.mark.slow)],
+)
+def test_sparse_int8_is_refused_unless_the_runtime_is_known_to_run_it(quantization, make, tmp_path):
+    model, path = pruned(make), tmp_path / "m.tflite"
+    samples = examples(model) if quantization == "int8" else None
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match=r"no sparse int8 weights.*sparse=False.*no_delegate"):
+        export_tflite(model, path, True, quantization, samples)
+    with pytest.raises(RuntimeError, match="no sparse int8 weights"):
+        export_tflite(model, path, True, quantization, samples, verify=False)
+    assert path.read_bytes() == b"old"
+    sparse = export_tflite(model, path, True, quantization, samples, runtime="no_delegate")
+    assert sparse.max_abs_error is not None
+    dense = export_tflite(model, tmp_path / "d.tflite", False, quantization, samples)
+    assert sparse.bytes < 0.85 * dense.bytes
+    outputs = [
+        interpreter(path, delegate=False).get_signature_runner()(
+            **feed_of(model, examples(model, 4))
+        )
+        for path in (sparse.path, dense.path)
+    ]
+    for name in outputs[0]:
+        np.testing.assert_array_equal(outputs[0][name], outputs[1][name])
+
+
+def test_model_without_zeros_is_exported_with_int8_weights_by_default_settings(tmp_path):
+    model = mlp()
+    result = export_tflite(model, tmp_path / "m.tflite", quantization="dynamic")
+    assert result.bytes < 0.4 * result.dense_bytes
+
+
+def datasets(x):
+    import tensorflow as tf
+
+    return {
+        "array": x,
+        "list of one array": [x],
+        "dictionary": {"features": x},
+        "tensor": tf.constant(x),
+        "tf.data": tf.data.Dataset.from_tensor_slices(x).batch(7),
+        "function": lambda: ([x[i : i + 1]] for i in range(len(x))),
+        "generator": (x[i : i + 5] for i in range(0, len(x), 5)),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["list of one array", "dictionary", "tf.data", "function"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("tensor", "generator")],
+)
+def test_representative_dataset_may_have_any_usual_form(kind, tmp_path):
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [keras.Input((6,), name="features"), layers.Dense(32), layers.Dense(2)]
+    )
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+    files = []
+    for each in ("array", kind):
+        path = tmp_path / "m.tflite"
+        export_tflite(model, path, False, "int8", datasets(x)[each])
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_ranges_come_from_the_representative_dataset(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(32), layers.Dense(2)])
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype("float32")
+    small = export_tflite(model, tmp_path / "m.tflite", False, "int8", 0.01 * x)
+    outputs = interpreter(small.path).get_signature_runner()
+    (name,) = outputs.get_input_details()
+    (clipped,) = outputs(**{name: x}).values()
+    assert np.abs(clipped).max() < 0.2 * np.abs(model(x)).max()
+    assert small.max_abs_error < 0.01
+    with pytest.raises(RuntimeError, match="disagrees"):
+        export_tflite(model, tmp_path / "m.tflite", False, "int8", 0.01 * x, inputs=x)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_batch_size_can_be_fixed(quantization, tmp_path):
+    model = pruned(two_inputs)
+    samples = examples(model, 10) if quantization else None
+    result = export_tflite(
+        model, tmp_path / "m.tflite", False, quantization, samples, batch_size=3, latency=True
+    )
+    details = interpreter(result.path).get_signature_runner().get_input_details()
+    assert [int(detail["shape_signature"][0]) for detail in details.values()] == [3, 3]
+    assert result.max_abs_error is not None
+    with pytest.raises(ValueError, match=r"shape \(3, .*Received: shape \(2, "):
+        export_tflite(model, tmp_path / "m.tflite", batch_size=3, inputs=examples(model, 2))
+
+
+def test_latency_is_measured_on_request_and_printed(tmp_path):
+    model = pruned(mlp)
+    assert export_tflite(model, tmp_path / "m.tflite").latency is None
+    result = export_tflite(model, tmp_path / "m.tflite", quantization="float16", latency=True)
+    assert 0 < result.latency < 1
+    assert 0 < result.dense_latency < 1
+    line = str(result).splitlines()[-1]
+    assert line.split()[:3] == ["latency", f"{1000 * result.latency:.3f}", "ms"]
+    assert f"{result.latency / result.dense_latency:.2f} of dense float32" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"quantization": "int8"}, r"`representative_dataset` is needed.*quantization='int8'"),
+        (
+            {"quantization": "dynamic", "representative_dataset": np.ones((2, 64))},
+            r"has no effect otherwise.*quantization='dynamic', .*type ndarray",
+        ),
+        ({"runtime": "xnnpack"}, r'must be "default" or "no_delegate".*runtime=\'xnnpack\''),
+        ({"runtime": ["default"]}, r"`runtime` must be"),
+        ({"batch_size": 0}, r"`batch_size` must be an integer >= 1.*batch_size=0"),
+        ({"batch_size": 1.5}, r"`batch_size` must be an integer >= 1.*batch_size=1.5"),
+    ],
+)
+def test_bad_argument_is_an_error_that_names_value_and_remedy(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_tflite(mlp(), tmp_path / "m.tflite", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (np.ones((3, 63)), r"shape \(-1, 64\) for input .*Received: shape \(3, 63\)"),
+        (np.ones((0, 64)), r"non-empty array.*Received: shape \(0, 64\)"),
+        ([np.ones((3, 64)), np.ones(3)], r"`representative_dataset` must hold"),
+        (iter([]), r"at least 1 examples.*Received: no such batch"),
+        ("data.npz", r"`representative_dataset` must hold numbers.*Received: 'data.npz'"),
+    ],
+)
+def test_representative_dataset_that_does_not_fit_is_an_error(dataset, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_tflite(mlp(), tmp_path / "m.tflite", False, "int8", dataset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_of_different_numbers_of_examples_are_an_error(tmp_path):
+    model = two_inputs()
+    data = {"image": np.ones((4, 8, 8, 2)), "features": np.ones((3, 32))}
+    with pytest.raises(ValueError, match=r"same number of examples.*image of shape \(4, 8, 8, 2\)"):
+        export_tflite(model, tmp_path / "m.tflite", False, "int8", data)
+
+
+def test_batch_size_other_than_the_models_is_an_error(tmp_path):
+    model = keras.Sequential([keras.Input((4,), batch_size=2), layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"that of the model, 2, or None.*batch_size=3"):
+        export_tflite(model, tmp_path / "m.tflite", batch_size=3)
+
+
+def test_batch_size_of_a_subclassed_model_is_an_error(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"Sequential and functional.*batch_size=3.*class Own"):
+        export_tflite(model, tmp_path / "m.tflite", batch_size=3)
