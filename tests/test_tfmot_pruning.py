@@ -105,6 +105,47 @@ def test_layer_that_is_sparser_than_the_schedule_keeps_all_its_zeros(sparse, dat
         assert np.sum(after == 0) <= np.sum(before == 0) + 2
 
 
+def tiny_weights():
+    """A layer whose 30 % nonzero weights are smaller than one step of the optimizer."""
+    model = keras.Sequential([keras.Input((192,)), layers.Dense(16)])
+    keras_lp.prune(model, 0.7)
+    kernel = model.layers[0].kernel
+    kernel.assign(kernel * 1e-4)
+    return model
+
+
+def test_no_zero_takes_the_place_of_a_weight_that_is_smaller_than_a_step(data):
+    model = tiny_weights()
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.8, 0, frequency=1)
+    wrapped = compiled(prune_low_magnitude(model, schedule))
+    fit(wrapped, (data[0].reshape(-1, 192), data[1]))
+    (before,), (after,) = kernels(model), kernels(wrapped)
+    assert np.all(after[before == 0] == 0)
+    assert np.mean(after == 0) == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize("arguments", [{"block_size": (4, 1)}, {"sparsity_m_by_n": (2, 4)}])
+def test_zeros_stay_where_the_schedule_prunes_in_blocks(arguments, data):
+    model = tiny_weights()
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
+    wrapped = compiled(prune_low_magnitude(model, schedule, **arguments))
+    fit(wrapped, (data[0].reshape(-1, 192), data[1]))
+    (before,), (after,) = kernels(model), kernels(wrapped)
+    assert np.all(after[before == 0] == 0)
+    assert np.sum(after == 0) > np.sum(before == 0)
+
+
+def test_kernels_of_one_layer_keep_a_sparsity_of_their_own(data):
+    model = keras.Sequential([keras.Input((16, 12)), layers.GRU(6), layers.Dense(4)])
+    kernel = model.layers[0].cell.kernel
+    kernel.assign(np.where(np.arange(18) < 14, 0, kernel))
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
+    wrapped = compiled(prune_low_magnitude(model, schedule))
+    fit(wrapped, (data[0].reshape(-1, 16, 12), data[1]), 1)
+    shares = [np.mean(kernel == 0) for kernel in kernels(wrapped)]
+    assert shares == pytest.approx([14 / 18, 0.5, 0.5], abs=0.01)
+
+
 def test_policy_says_what_the_schedule_prunes_and_other_zeros_stay(sparse, data):
     class OnlyDense(tfmot.sparsity.keras.PruningPolicy):
         def allow_pruning(self, layer):

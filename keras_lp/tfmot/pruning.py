@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,16 +62,17 @@ def prune_low_magnitude(
         policy.ensure_model_supports_pruning(legacy)
     clone = import_tf_keras().models.clone_model
     wrapped_by_tfmot = tfmot.sparsity.keras.prune_low_magnitude
+    never = tfmot.sparsity.keras.ConstantSparsity(0.0, begin_step=0, end_step=0)
 
     def wrap(layer: Any) -> Any:
         if hasattr(layer, "layers"):
             return clone(layer, clone_function=wrap)
-        weights = _prunable_weights(layer, wrapped_by_tfmot)
-        if not weights:
+        if not _prunable_weights(layer, wrapped_by_tfmot):
             return layer
         may_add = pruning_schedule is not None and (policy is None or policy.allow_pruning(layer))
-        schedule = _at_least_class()(pruning_schedule if may_add else None, _floor(weights))
-        return wrapped_by_tfmot(layer, schedule, **(arguments if may_add else {}))
+        if not may_add:
+            return _wrapper_class()(layer, never)
+        return _wrapper_class()(layer, pruning_schedule, **arguments)
 
     made = clone(legacy, clone_function=wrap)
     _set_masks(made)
@@ -100,21 +101,6 @@ def _weights_with_zeros(layer: Any) -> list[Any]:
     return [weight for weight in decayed if np.any(weight.numpy() == 0)]
 
 
-def _floor(weights: Sequence[Any]) -> float:
-    """The sparsity under which TF-MOT would let zeros of one of the weights go.
-
-    A little over that of the weights: TF-MOT counts in float32, and where it comes to one
-    weight more than are not zero, its threshold is 0 and all train again.
-    """
-    floor = 0.0
-    for weight in weights:
-        size = int(np.prod(weight.shape))
-        zeros = int(np.sum(weight.numpy() == 0))
-        if zeros:
-            floor = max(floor, (zeros + max(0.5, 1e-6 * size)) / size)
-    return min(floor, 1.0)
-
-
 def _set_masks(model: Any) -> None:
     """Makes the masks of all wrappers the zero pattern."""
     for layer in model.layers:
@@ -125,47 +111,33 @@ def _set_masks(model: Any) -> None:
 
 
 @functools.cache
-def _at_least_class() -> Any:
-    """The class of schedules that never ask for fewer zeros than there are."""
+def _wrapper_class() -> Any:
+    """TF-MOT's wrapper of a layer, but no zero of a mask ever goes."""
+    tf_keras, tfmot = import_tf_keras(), import_tfmot()
+    # TF-MOT names its class nowhere in public.
+    base: Any = type(tfmot.sparsity.keras.prune_low_magnitude(tf_keras.layers.Dense(1)))
+
+    # By the name of the class both call the wrappers: "prune_low_magnitude_dense".
+    @tf_keras.saving.register_keras_serializable("keras_lp")
+    class PruneLowMagnitude(base):
+        """Masks a layer's weights; the arguments are those of TF-MOT's wrapper."""
+
+        def build(self, input_shape: Any) -> None:
+            super().build(input_shape)
+            self.pruning_obj.conditional_mask_update = functools.partial(
+                _add_zeros, self.pruning_obj.conditional_mask_update, self
+            )
+
+    return PruneLowMagnitude
+
+
+def _add_zeros(update: Callable[[], Any], wrapper: Any) -> Any:
+    """Updates the masks as TF-MOT does, and puts the zeros back that they had."""
     import tensorflow as tf
 
-    tf_keras, tfmot = import_tf_keras(), import_tfmot()
-    base: Any = tfmot.sparsity.keras.PruningSchedule
-    known = tfmot.sparsity.keras.PolynomialDecay, tfmot.sparsity.keras.ConstantSparsity
-
-    @tf_keras.saving.register_keras_serializable("keras_lp")
-    class AtLeast(base):
-        """Another schedule, but at least a floor.
-
-        Args:
-            schedule: A schedule of TF-MOT; `None` to leave the masks as they are.
-            floor: Sparsity in [0, 1].
-        """
-
-        def __init__(self, schedule: Any, floor: float) -> None:
-            self.schedule = schedule
-            self.floor = floor
-
-        def __call__(self, step: Any) -> Any:
-            if self.schedule is None:
-                return tf.constant(False), tf.constant(self.floor)
-            is_due, sparsity = self.schedule(step)
-            return is_due, tf.maximum(tf.cast(sparsity, tf.float32), self.floor)
-
-        def get_config(self) -> dict[str, Any]:
-            inner = None if self.schedule is None else self.schedule.get_config()
-            return {
-                "class_name": "keras_lp>AtLeast",
-                "config": {"schedule": inner, "floor": self.floor},
-            }
-
-        @classmethod
-        def from_config(cls, config: dict[str, Any]) -> Any:
-            inner = config["schedule"]
-            if inner is not None:
-                inner = tf_keras.utils.deserialize_keras_object(
-                    inner, custom_objects={kind.__name__: kind for kind in known}
-                )
-            return cls(inner, config["floor"])
-
-    return AtLeast
+    # The optimizer's last step has moved masked weights too. TF-MOT would choose from those.
+    wrapper.pruning_obj.weight_mask_op()
+    masks = [mask for _, mask, _ in wrapper.pruning_vars]
+    before = [tf.identity(mask) for mask in masks]
+    update()
+    return tf.group([mask.assign(mask * old) for mask, old in zip(masks, before, strict=True)])
