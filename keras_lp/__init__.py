@@ -1,6 +1,6 @@
 """Sparse Keras 3 models by decoupled weight decay for any p-norm."""
 
-from keras_lp import plotting
+from keras_lp import plotting, tfmot
 from keras_lp.callbacks import (
     ConstantSparsity,
     LpDecayCallback,
@@ -44,5 +44,6 @@ __all__ = [
     "prune",
     "sparsity_report",
     "strip_pruning",
+    "tfmot",
     "unfreeze_zeros",
 ]
