@@ -3,74 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from deployable import examples, feed_of, mlp, pruned, two_inputs
 from keras import layers
 
-import keras_lp
 from keras_lp import export_tflite
 
 pytestmark = pytest.mark.backend("tensorflow")
-
-
-def cnn():
-    return keras.Sequential(
-        [
-            keras.Input((16, 16, 3)),
-            layers.Conv2D(48, 3, strides=2, activation="relu"),
-            layers.BatchNormalization(),
-            layers.DepthwiseConv2D(3),
-            layers.Conv2D(96, 1),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-
-
-def mlp():
-    return keras.Sequential([keras.Input((64,)), layers.Dense(128, "relu"), layers.Dense(10)])
-
-
-def transformer():
-    tokens = keras.Input((12,), dtype="int32")
-    x = layers.Embedding(50, 32)(tokens)
-    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 16)(x, x))
-    x = layers.LayerNormalization()(x + layers.Dense(32)(layers.Dense(64, "gelu")(x)))
-    return keras.Model(tokens, layers.Dense(50)(x))
-
-
-def two_inputs():
-    image, features = keras.Input((8, 8, 2), name="image"), keras.Input((32,), name="features")
-    parts = [layers.Flatten()(layers.Conv2D(16, 3)(image)), layers.Dense(64, "relu")(features)]
-    joined = layers.Concatenate()(parts)
-    outputs = {"kind": layers.Dense(4, name="kind")(joined), "size": layers.Dense(1)(joined)}
-    return keras.Model({"image": image, "features": features}, outputs)
-
-
-MODELS = [mlp, *(pytest.param(m, marks=pytest.mark.slow) for m in (cnn, transformer, two_inputs))]
-
-
-def pruned(make):
-    """A model with 90 % zeros in each layer."""
-    model = make()
-    keras_lp.prune(model, sparsity=0.9, scope="layer")
-    return model
-
-
-def examples(model, count=64):
-    """Random inputs as the model takes them."""
-    random = np.random.default_rng(1)
-
-    def draw(tensor):
-        shape = (count, *tensor.shape[1:])
-        return random.integers(0, 50, shape) if "int" in tensor.dtype else random.normal(size=shape)
-
-    takes = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    return keras.tree.map_structure(lambda tensor: draw(tensor).astype(tensor.dtype), takes)
-
-
-def feed_of(model, inputs):
-    """Inputs by their names in the file."""
-    arrays = keras.tree.flatten(inputs)
-    return {tensor.name: x for tensor, x in zip(model.inputs, arrays, strict=True)}
 
 
 def interpreter(path, delegate=True):
@@ -78,37 +16,6 @@ def interpreter(path, delegate=True):
 
     resolver = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     return Interpreter(model_path=str(path), experimental_op_resolver_type=resolver)
-
-
-def int8_weights(path):
-    """The weights of a file that are int8, as their entries."""
-    found = interpreter(path, delegate=False)
-    found.allocate_tensors()
-    weights = []
-    for detail in found.get_tensor_details():
-        if detail["dtype"] == np.int8 and len(detail["shape"]) > 1:
-            try:
-                weights.append(found.get_tensor(detail["index"]))
-            except ValueError:  # An activation has no data yet.
-                continue
-    return weights
-
-
-@pytest.mark.parametrize("quantization", ["dynamic", "int8"])
-@pytest.mark.parametrize("make", MODELS)
-def test_dense_file_runs_in_the_default_interpreter_and_agrees(make, quantization, tmp_path):
-    model = pruned(make)
-    samples = examples(model) if quantization == "int8" else None
-    result = export_tflite(model, tmp_path / "m.tflite", False, quantization, samples)
-    x = examples(model)  # Others would have outputs beyond the ranges.
-    outputs = interpreter(result.path).get_signature_runner()(**feed_of(model, x))
-    expected = model(x)
-    if not isinstance(expected, dict):
-        expected = dict.fromkeys(outputs, expected)
-    for name, output in outputs.items():
-        assert np.abs(output - expected[name]).max() < 0.2 * np.abs(expected[name]).max()
-    assert result.bytes < 0.85 * result.dense_bytes
-    assert int8_weights(result.path)
 
 
 @pytest.mark.parametrize(

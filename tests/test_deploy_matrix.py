@@ -1,0 +1,48 @@
+"""Every quantization of four kinds of models, sparse and dense, from every backend."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+from deployable import cnn, examples, feed_of, mlp, pruned, transformer, two_inputs
+
+from keras_lp import export_tflite
+
+# On the other backends the converter runs in a process of its own, if it is there at all.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="needs TensorFlow"),
+]
+
+
+def outputs_in_litert(path, feed):
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(model_path=str(path)).get_signature_runner()(**feed)
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("quantization", [None, "float16", "dynamic", "int8"])
+@pytest.mark.parametrize("make", [cnn, mlp, transformer, two_inputs])
+def test_file_is_verified_or_refused_with_the_remedy(make, quantization, sparse, tmp_path):
+    model, path = pruned(make), tmp_path / "model.tflite"
+    x = examples(model)
+    samples = x if quantization == "int8" else None
+    if sparse and quantization in ("dynamic", "int8"):
+        with pytest.raises(RuntimeError, match=r"no sparse int8.*`sparse=False`.*no_delegate"):
+            export_tflite(model, path, sparse, quantization, samples)
+        assert list(tmp_path.iterdir()) == []
+        return
+    result = export_tflite(model, path, sparse, quantization, samples)
+    found = outputs_in_litert(path, feed_of(model, x))
+    expected = model(x)
+    if not isinstance(expected, dict):
+        expected = dict.fromkeys(found, expected)
+    tolerance = {None: 1e-5, "float16": 1e-2, "dynamic": 0.1, "int8": 0.2}[quantization]
+    for name, output in found.items():
+        wanted = keras.ops.convert_to_numpy(expected[name])
+        assert np.abs(output - wanted).max() <= tolerance * np.abs(wanted).max()
+    assert result.bytes == path.stat().st_size
+    if sparse or quantization:
+        assert result.bytes < 0.85 * result.dense_bytes
