@@ -180,6 +180,13 @@ def test_model_with_a_batch_size_of_its_own_is_verified(tmp_path):
     assert export_tflite(model, tmp_path / "m.tflite").max_abs_error < 1e-5
 
 
+def test_batch_of_a_sequential_model_that_was_never_called_can_be_fixed(tmp_path):
+    layers = [keras.Input((8,)), keras.layers.Dense(2)]
+    result = export_tflite(keras.Sequential(layers), tmp_path / "m.tflite", batch_size=3)
+    (detail,) = interpreter(result.path).get_input_details().values()
+    assert tuple(detail["shape_signature"]) == (3, 8)
+
+
 def test_model_of_one_sample_and_one_of_integers_are_verified(tmp_path):
     path = tmp_path / "m.tflite"
     one = keras.Sequential([keras.Input((4,), batch_size=1), keras.layers.Dense(2)])

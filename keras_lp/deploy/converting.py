@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.deploy.comparing import is_functional
 from keras_lp.optional import require
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
@@ -95,7 +96,9 @@ def _signature(model: keras.Model, batch_size: int) -> Any:
         shape = (batch_size, *tensor.shape[1:])
         return keras.InputSpec(shape=shape, dtype=tensor.dtype, name=tensor.name)
 
-    return [keras.tree.map_structure(spec, model.input)]
+    # A Sequential model that was not called yet, such as a loaded one, has no `input`.
+    structure = model.input if is_functional(model) else model.inputs[0]
+    return [keras.tree.map_structure(spec, structure)]
 
 
 def _convert_in_a_process(
