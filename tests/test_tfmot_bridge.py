@@ -98,12 +98,13 @@ def nested_in_time():
 
 
 def shared():
-    """Two inputs as a dict, two outputs as a dict, a layer called thrice, a nested model twice."""
+    """Inputs and outputs as dicts, a layer called thrice, a nested model twice."""
     start, dense = keras.Input((4,)), layers.Dense(4, "relu", name="dense")
     inner = keras.Model(start, dense(dense(start)), name="inner")
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
-    joined = layers.Concatenate()([inner(a), inner(b), dense(a)])
-    return keras.Model({"a": a, "b": b}, {"y": layers.Dense(2)(joined), "z": a - b})
+    last = inner(b)
+    joined = layers.Concatenate()([inner(a), last, dense(a)])
+    return keras.Model({"a": a, "b": b}, {"x": last, "y": layers.Dense(2)(joined), "z": a - b})
 
 
 def attention():

@@ -89,7 +89,9 @@ def calls_in_keras(model: keras.Model) -> Iterator[Call]:
 def ends_in_keras(model: keras.Model) -> tuple[Any, Any]:
     """Inputs and outputs of a functional model of Keras 3, in the structure that it takes."""
     config = model.get_config()
-    return _ends(config["input_layers"]), _ends(config["output_layers"])
+    # The first call of a functional model is number 1 among the ends, and 0 elsewhere.
+    first = {one.name: int(hasattr(one, "operations")) for one in model.operations}
+    return _ends(config["input_layers"], first), _ends(config["output_layers"], first)
 
 
 def calls_in_tf_keras(model: Any) -> Iterator[Call]:
@@ -136,13 +138,14 @@ def _revived(value: Any) -> Any:
     return {key: _revived(one) for key, one in value.items()}
 
 
-def _ends(value: Any) -> Any:
+def _ends(value: Any, first: Mapping[str, int]) -> Any:
     """Structure of inputs or outputs out of a config, where a tensor is `[name, node, index]`."""
     if isinstance(value, dict):
-        return {key: _ends(one) for key, one in value.items()}
+        return {key: _ends(one, first) for key, one in value.items()}
     if len(value) == 3 and isinstance(value[0], str):
-        return Tensor(tuple(value))
-    return [_ends(one) for one in value]
+        name, node, index = value
+        return Tensor((name, node - first[name], index))
+    return [_ends(one, first) for one in value]
 
 
 def _stand_ins(value: Any) -> Any:
