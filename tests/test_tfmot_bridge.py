@@ -219,6 +219,17 @@ def test_names_regularizers_constraints_and_what_is_frozen_come_along():
         assert [first.trainable, second.trainable] == [False, True]
 
 
+def test_layer_inside_a_wrapper_stays_shared_and_frozen():
+    dense, frozen = layers.Dense(4), layers.Dense(4)
+    start, steps = keras.Input((4,)), keras.Input((5, 4))
+    x = layers.TimeDistributed(frozen)(layers.TimeDistributed(dense)(steps))
+    model = keras.Model([start, steps], [dense(start), x])
+    frozen.trainable = False
+    legacy = to_tf_keras(model)
+    for other in (legacy, from_tf_keras(legacy)):
+        assert [len(other.trainable_weights), len(other.weights)] == [2, 4]
+
+
 def test_fixed_batch_size_and_mixed_precision_come_along():
     model = keras.Sequential(
         [keras.Input((4,), batch_size=2), layers.Dense(3, dtype="mixed_float16")]
@@ -227,6 +238,20 @@ def test_fixed_batch_size_and_mixed_precision_come_along():
     assert tuple(legacy.inputs[0].shape) == (2, 4)
     assert legacy.layers[0].dtype_policy.name == "mixed_float16"
     assert from_tf_keras(legacy).layers[0].dtype_policy.name == "mixed_float16"
+
+
+def test_layers_that_compute_in_training_only_go_there_and_back(random):
+    model = sequential(
+        layers.RandomFlip(),
+        layers.SpatialDropout2D(0.3),
+        layers.GaussianNoise(0.1),
+        shape=(4, 4, 3),
+    )
+    model.trainable = False
+    back = from_tf_keras(to_tf_keras(model))
+    assert not any(layer.trainable for layer in back.layers)
+    assert [layer.name for layer in back.layers] == [layer.name for layer in model.layers]
+    assert back.layers[1].rate == 0.3
 
 
 # What cannot be taken over
@@ -313,6 +338,7 @@ def of_operations(function):
         (lambda: sequential(layers.RMSNormalization(), shape=(4,)), "RMSNormalization has no coun"),
         (lambda: sequential(layers.Lambda(lambda x: x), shape=(4,)), "Lambda"),
         (lambda: sequential(layers.Dense(2, activation="glu"), shape=(4,)), r"`activation`.*'glu'"),
+        (lambda: sequential(layers.Dense(2, activation=lambda x: x), shape=(4,)), "`activation`"),
         (with_lora, "`lora_rank` of layer 'adapted'.*Received: lora_rank=2"),
         (quantized, "is quantized.*before `model.quantize`"),
         (lambda: of_operations(keras.ops.cumsum), r"class Cumsum.*has no counterpart.*custom_laye"),

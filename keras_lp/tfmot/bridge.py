@@ -128,7 +128,8 @@ class _Rebuilding:
             if not (isinstance(layer, source) or isinstance(getattr(layer, "layer", None), source)):
                 _copy_weights(layer, copy)
         for layer, copy in reversed(self._made.values()):  # A model passes it on to its layers.
-            copy.trainable = layer.trainable
+            if copy.trainable != layer.trainable:  # So does a wrapper, which may hold a frozen one.
+                copy.trainable = layer.trainable
         return made
 
     def _make(self, layer: Any) -> Any:

@@ -16,9 +16,10 @@ from keras_lp.optional import import_tf_keras
 from keras_lp.tfmot.activations import activation_for_keras, activation_for_tf_keras
 from keras_lp.tfmot.extra_layers import extra_layers
 
-_NO_EFFECT = {"autocast", "flash_attention", "implementation", "seed", "use_cudnn"}
-# What layers take, whatever the signature of their class says.
-_ALWAYS = {"name", "trainable", "dtype"}
+_NO_EFFECT = {
+    *("autocast", "flash_attention", "implementation", "rng_type", "seed", "use_cudnn"),
+    "trainable",  # It is set afterwards, where the constructor does not take it.
+}
 _IN_KWARGS = {"zero_output_for_mask"}  # of recurrent layers in tf_keras
 _KEEPS_IMAGES_LAST = {"data_format": "channels_last"}  # the same as to lack the argument
 
@@ -87,7 +88,7 @@ def convert_layer(
     known, defaults = parameters(kind), parameters(type(layer))
     arguments = {}
     for name, value in layer.get_config().items():
-        if renamed.get(name, name) in known or name in _ALWAYS:
+        if renamed.get(name, name) in known:
             arguments[renamed.get(name, name)] = _convert(
                 name, value, layer, direction, custom_layers, convert_model
             )
@@ -162,7 +163,7 @@ def _convert(
     arguments = layer, direction, custom_layers, convert_model
     if name.endswith("activation") and value is not None:
         # A function of its own library is a name, one that was registered a description.
-        known = value["config"] if isinstance(value, dict) else value
+        known = value.get("config") if isinstance(value, dict) else value
         converted = direction.activation(known) if isinstance(known, str) else None
         if converted is None:
             raise ValueError(
@@ -182,7 +183,8 @@ def _convert(
         return _dtype(layer)
     if name in ("layer", "backward_layer", "cell", "cells"):
         child = getattr(layer, name, None)
-        if isinstance(child, direction.source.Model):
+        # A bidirectional layer only copies it, and leaves it unbuilt.
+        if isinstance(child, direction.source.layers.Layer) and child.built:
             return convert_model(child)
         child = direction.source.layers.deserialize(value)
         return convert_layer(child, direction, custom_layers, convert_model)
