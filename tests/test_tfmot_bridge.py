@@ -114,6 +114,16 @@ def attention():
     return keras.Model(start, layers.Dense(3)(layers.Attention()([x, x])))
 
 
+def masked():
+    """Masks that Keras 3 makes by operations, and a state that goes from layer to layer."""
+    start = keras.Input((7,), dtype="int32")
+    x, y = (layers.Embedding(20, 8, mask_zero=True)(start) for _ in range(2))
+    x = layers.Concatenate()([x, layers.MultiHeadAttention(2, 4)(x, y)])
+    x, *state = layers.LSTM(4, return_state=True, return_sequences=True)(x)
+    x = layers.GRU(4)(layers.TimeDistributed(layers.Dense(3))(x), initial_state=state[0])
+    return keras.Model(start, layers.Dropout(0.5)(x, training=True))
+
+
 def operations():
     """Operations that are no layers, with and without tensors as arguments."""
     ops = keras.ops
@@ -141,6 +151,7 @@ CASES = {
     nested_in_time: numbers((5, 3)),
     shared: lambda random: dict(zip("ab", pair((4,))(random), strict=True)),
     attention: numbers((5, 8)),
+    masked: lambda random: random.integers(0, 3, (3, 7)),
     operations: pair((4, 6)),
 }
 
@@ -252,6 +263,18 @@ def test_layers_that_compute_in_training_only_go_there_and_back(random):
     assert not any(layer.trainable for layer in back.layers)
     assert [layer.name for layer in back.layers] == [layer.name for layer in model.layers]
     assert back.layers[1].rate == 0.3
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_training_argument_of_a_call_has_no_effect_as_in_keras_3(is_training, random):
+    start = keras.Input((4,))
+    norm = layers.BatchNormalization()
+    legacy = to_tf_keras(keras.Model(start, norm(start, training=is_training)))
+    inputs = numbers((4,))(random)
+    legacy(inputs, training=False)
+    assert np.all(np.asarray(legacy.layers[1].moving_mean) == 0)
+    legacy(inputs, training=True)
+    assert np.all(np.asarray(legacy.layers[1].moving_mean) != 0)
 
 
 # What cannot be taken over

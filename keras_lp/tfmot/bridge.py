@@ -184,9 +184,18 @@ class _Rebuilding:
         if not self._to_tf_keras and isinstance(operation, operation_class()):
             return call_in_keras(operation, keras.tree.flatten(args))
         layer = self._make(operation)
-        if len(args) > 1:  # By name, as a wrapper of TF-MOT passes on the first one only.
-            names = list(inspect.signature(layer.call).parameters)
-            kwargs = {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+        # By name, as a wrapper of TF-MOT passes on the first one only.
+        names = list(inspect.signature(layer.call).parameters)
+        kwargs = {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+        if self._to_tf_keras:
+            # In Keras 3 the training of the whole model overrides it, in tf_keras it would not.
+            kwargs.pop("training", None)
+            if "mask" in names:  # Where Keras 3 has none, tf_keras might find one.
+                kwargs.setdefault("mask", None)
+        elif args and isinstance(operation, (layers.RNN, layers.Bidirectional)):
+            # There the initial state comes in one list with the inputs.
+            first, *state = args[0] if isinstance(args[0], (list, tuple)) else args
+            args, kwargs = [first], {**kwargs, "initial_state": state or None}
         return layer(*args[:1], **kwargs)
 
 
