@@ -328,6 +328,48 @@ def test_layer_that_computes_something_else_is_found():
         to_tf_keras(model, {Twice: twice_in_tf_keras(1.01)})
 
 
+def in_tf_keras(function):
+    class Own(tf_keras.layers.Layer):
+        def call(self, x):
+            return function(x)
+
+    return Own
+
+
+def test_layer_that_gives_no_number_is_found():
+    model = sequential(layers.Identity(), shape=(4,))
+    with pytest.raises(ValueError, match="computes something else"):
+        to_tf_keras(model, {layers.Identity: in_tf_keras(lambda x: x * np.nan)})
+
+
+def test_error_of_a_call_names_the_layer():
+    def fail(x):
+        raise RuntimeError("no way")
+
+    start = keras.Input((4,))
+    functional = keras.Model(start, layers.Identity(name="same")(start))
+    for model in (functional, sequential(layers.Identity(name="same"), shape=(4,))):
+        with pytest.raises(ValueError, match=r"(?s)Layer 'same' of class .*no way"):
+            to_tf_keras(model, {layers.Identity: in_tf_keras(fail)})
+
+
+@pytest.mark.parametrize(
+    "custom", [5, {"Dense": tf_keras.layers.Dense}, {layers.Dense: layers.Dense}]
+)
+def test_custom_layers_of_another_kind_are_an_error(custom):
+    model = sequential(layers.Dense(2), shape=(4,))
+    with pytest.raises(TypeError, match=r"`custom_layers` must be .* Received: custom_layers="):
+        to_tf_keras(model, custom)
+
+
+def test_stateful_layer_begins_without_a_state(random):
+    start = keras.Input(batch_shape=(3, 5, 2))
+    model = keras.Model(start, layers.LSTM(4, stateful=True)(start))
+    legacy = to_tf_keras(model)
+    inputs = random.normal(size=(3, 5, 2)).astype("float32")
+    np.testing.assert_allclose(outputs(legacy, inputs)[0], outputs(model, inputs)[0], atol=1e-6)
+
+
 def test_layer_with_other_weights_is_found():
     class Wide(tf_keras.layers.Dense):
         def __init__(self, units, **arguments):
@@ -372,11 +414,12 @@ def test_what_tf_keras_does_not_have_is_an_error_that_names_it(make, message):
         to_tf_keras(make())
 
 
-def test_subclassed_model_is_refused():
-    class Own(keras.Model):
+@pytest.mark.parametrize(("library", "convert"), [(keras, to_tf_keras), (tf_keras, from_tf_keras)])
+def test_subclassed_model_is_refused(library, convert):
+    class Own(library.Model):
         def __init__(self):
             super().__init__()
-            self.dense = layers.Dense(2)
+            self.dense = library.layers.Dense(2)
 
         def call(self, x):
             return self.dense(x)
@@ -384,7 +427,7 @@ def test_subclassed_model_is_refused():
     model = Own()
     model(np.zeros((1, 3)))
     with pytest.raises(TypeError, match=r"Sequential or functional.*class Own"):
-        to_tf_keras(model)
+        convert(model)
 
 
 @pytest.mark.parametrize("function", [to_tf_keras, from_tf_keras])

@@ -26,6 +26,7 @@ from keras_lp.tfmot.graph import (
 from keras_lp.tfmot.layers import (
     Direction,
     convert_layer,
+    errors_name,
     from_tf_keras_direction,
     to_tf_keras_direction,
 )
@@ -73,7 +74,8 @@ def from_tf_keras(model: Any, custom_layers: Mapping[type, type] | None = None) 
 
     Args:
         model: A built tf_keras model, Sequential or functional, without wrappers of TF-MOT:
-            `keras_lp.strip_pruning` takes those off.
+            `keras_lp.strip_pruning` takes those off. What calls in it say on `training` holds
+            at inference only, as the training of the whole model overrides it in Keras 3.
         custom_layers: Dictionary from classes of tf_keras layers to the Keras 3 classes to take
             for them, which need the same constructor arguments and weights. Defaults to
             `None`.
@@ -115,7 +117,7 @@ class _Rebuilding:
 
     def __init__(self, direction: Direction, custom_layers: Mapping[type, type] | None) -> None:
         self._direction = direction
-        self._custom = dict(custom_layers or {})
+        self._custom = {} if custom_layers is None else _check_custom(custom_layers, direction)
         self._to_tf_keras = direction.source is keras
         self._made: dict[int, tuple[Any, Any]] = {}  # Each layer, and what was made of it.
 
@@ -147,12 +149,18 @@ class _Rebuilding:
         return convert_layer(layer, self._direction, self._custom, self._make)
 
     def _make_sequential(self, model: Any) -> Any:
-        layers = [self._make(layer) for layer in model.layers]
         first = self._make_input(model.inputs[0], model.inputs[0].name)
-        return self._direction.target.Sequential([first, *layers], name=model.name)
+        made = self._direction.target.Sequential([first], name=model.name)
+        for layer in model.layers:
+            copy = self._make(layer)
+            with errors_name(layer, self._direction):
+                made.add(copy)
+        return made
 
     def _make_functional(self, model: Any) -> Any:
-        is_graph = is_functional(model) if self._to_tf_keras else hasattr(model, "input_names")
+        # A functional model of tf_keras has an `input` of its own, as it may be called again.
+        of_layers = self._direction.source.Model.input
+        is_graph = is_functional(model) if self._to_tf_keras else type(model).input is not of_layers
         if not is_graph:
             raise TypeError(
                 "Argument `model` must be Sequential or functional; what a subclassed model "
@@ -196,7 +204,24 @@ class _Rebuilding:
             # There the initial state comes in one list with the inputs.
             first, *state = args[0] if isinstance(args[0], (list, tuple)) else args
             args, kwargs = [first], {**kwargs, "initial_state": state or None}
-        return layer(*args[:1], **kwargs)
+        with errors_name(operation, self._direction):
+            return layer(*args[:1], **kwargs)
+
+
+def _check_custom(custom_layers: Any, direction: Direction) -> Mapping[type, type]:
+    """The argument `custom_layers`; raises TypeError unless it maps layers to layers."""
+    libraries = direction.source, direction.target
+    if not isinstance(custom_layers, Mapping) or not all(
+        isinstance(kind, type) and issubclass(kind, library.layers.Layer)
+        for pair in custom_layers.items()
+        for kind, library in zip(pair, libraries, strict=True)
+    ):
+        raise TypeError(
+            f"Argument `custom_layers` must be a dictionary from classes of {direction.source_name}"
+            f" layers to classes of {direction.target_name} layers. Received: "
+            f"custom_layers={custom_layers!r}"
+        )
+    return custom_layers
 
 
 def _copy_weights(layer: Any, copy: Any) -> None:
@@ -217,7 +242,9 @@ def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
     """Raises ValueError unless a Keras 3 model and one of tf_keras compute the same."""
 
     def run(inputs: Any) -> Any:
+        legacy.reset_states()
         outputs = legacy(inputs, training=False)
+        legacy.reset_states()
         return keras.tree.map_structure(np.asarray, outputs)
 
     def is_same(expected: np.ndarray, output: np.ndarray) -> bool:
@@ -227,13 +254,16 @@ def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
             return np.array_equal(expected, output)
         # Where numbers overflow, the last digits decide by what.
         finite = np.isfinite(expected) & np.isfinite(output)
+        if not finite.any():
+            return not np.isfinite(expected).any()
         expected, output = expected[finite].astype("float64"), output[finite].astype("float64")
         scale = np.max(np.abs(expected), initial=0.0)
         return bool(np.max(np.abs(expected - output), initial=0.0) <= _TOLERANCE * scale)
 
-    if compare(model, run, is_same)[0] is False:
+    same, reason = compare(model, run, is_same)
+    if same is False:
         raise ValueError(
             f"The {made} model computes something else than the given one. Some layer means "
             "another thing there; find it with parts of the model, and pass a layer of your own "
-            f"for it in `custom_layers`. Received: model={model.name!r}"
+            f"for it in `custom_layers`. {reason and reason + '. '}Received: model={model.name!r}"
         )

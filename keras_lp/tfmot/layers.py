@@ -5,8 +5,9 @@ libraries has is left out where it is at its default; anything else is an error,
 layer would compute something else.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +101,16 @@ def convert_layer(
                 f"has no counterpart in {direction.target_name}. Leave it at its default, or "
                 f"pass `custom_layers={{{type(layer).__name__}: ...}}`. Received: {name}={value!r}"
             )
-    try:
+    with errors_name(layer, direction):
         return kind(**arguments)
-    except (TypeError, ValueError) as error:
+
+
+@contextlib.contextmanager
+def errors_name(layer: Any, direction: Direction) -> Iterator[None]:
+    """Makes a ValueError that names the layer of what the target raises."""
+    try:
+        yield
+    except Exception as error:
         raise ValueError(
             f"Layer {layer.name!r} of class {_full_name(type(layer))} could not be made in "
             f"{direction.target_name}: {error}. Pass "
