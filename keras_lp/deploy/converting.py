@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.comparing import is_functional
+from keras_lp.deploy.comparing import is_functional, is_subclassed
 from keras_lp.optional import require
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
@@ -68,7 +68,11 @@ def convert(
 
 
 def _convert_here(
-    model: keras.Model, quantization: str | None, samples: Samples, batch_size: int | None
+    model: keras.Model,
+    quantization: str | None,
+    samples: Samples,
+    batch_size: int | None,
+    names: Sequence[str] = (),
 ) -> bytes:
     tf = require("tensorflow", "tensorflow")
     options: dict[str, Any] = {}
@@ -79,8 +83,8 @@ def _convert_here(
     if quantization == "int8":
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]}
         options["representative_dataset"] = lambda: iter(samples)
-    if batch_size is not None:
-        options["input_signature"] = _signature(model, batch_size)
+    if batch_size is not None or names:
+        options["input_signature"] = _signature(model, batch_size, names)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # TensorFlow's own use of it, while it looks at the samples.
         warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
@@ -89,16 +93,23 @@ def _convert_here(
         return file.read_bytes()
 
 
-def _signature(model: keras.Model, batch_size: int) -> Any:
-    """What Keras is to make of the inputs: their shapes, with a fixed number of examples."""
+def _signature(model: keras.Model, batch_size: int | None, names: Sequence[str]) -> Any:
+    """What Keras is to make of the inputs: their shapes, the number of examples and names."""
 
-    def spec(tensor: Any) -> keras.InputSpec:
+    def spec(tensor: Any, name: str) -> keras.InputSpec:
         shape = (batch_size, *tensor.shape[1:])
-        return keras.InputSpec(shape=shape, dtype=tensor.dtype, name=tensor.name)
+        return keras.InputSpec(shape=shape, dtype=tensor.dtype, name=name)
 
     # A Sequential model that was not called yet, such as a loaded one, has no `input`.
     structure = model.input if is_functional(model) else model.inputs[0]
-    return [keras.tree.map_structure(spec, structure)]
+    names = names or _names_of_inputs(model)
+    specs = [spec(t, n) for t, n in zip(keras.tree.flatten(structure), names, strict=True)]
+    return [keras.tree.pack_sequence_as(structure, specs)]
+
+
+def _names_of_inputs(model: keras.Model) -> list[str]:
+    """Names of the inputs, in the order in which the model takes them."""
+    return [] if is_subclassed(model) else [tensor.name for tensor in model.inputs]
 
 
 def _convert_in_a_process(
@@ -109,7 +120,11 @@ def _convert_in_a_process(
         model.save(folder / _MODEL, include_optimizer=False)
         arrays = {f"{n}/{key}": a for n, sample in enumerate(samples) for key, a in sample.items()}
         np.savez(folder / _SAMPLES, allow_pickle=False, **arrays)
-        request = {"quantization": quantization, "batch_size": batch_size}
+        request = {
+            "quantization": quantization,
+            "batch_size": batch_size,
+            "names": _names_of_inputs(model),  # Keras gives inputs without one another name.
+        }
         (folder / _REQUEST).write_text(json.dumps(request))
         process = subprocess.run(
             [sys.executable, "-m", "keras_lp.deploy.converting", name],
@@ -157,8 +172,7 @@ def main(name: str) -> int:
         request = json.loads((folder / _REQUEST).read_text())
         # Not safe mode: the model is the caller's own object, not a foreign file.
         model = keras.models.load_model(folder / _MODEL, compile=False, safe_mode=False)
-        samples = _samples_in(folder / _SAMPLES)
-        data = _convert_here(model, request["quantization"], samples, request["batch_size"])
+        data = _convert_here(model, samples=_samples_in(folder / _SAMPLES), **request)
         (folder / _RESULT).write_bytes(data)
     except Exception as error:
         (folder / _ERROR).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
