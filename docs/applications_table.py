@@ -44,12 +44,16 @@ def make(name):
 
 
 def scatter(model):
-    """Gives the moving averages values, so that they count."""
+    """Gives the moving averages values, so that they count.
+
+    With variances under 1 the deepest models grow rounding differences to different outputs: those
+    of EfficientNetV2L then differ between Keras's own eager and compiled calls.
+    """
     random = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.moving_mean.assign(random.normal(0, 0.1, layer.moving_mean.shape))
-            layer.moving_variance.assign(random.uniform(0.5, 1.5, layer.moving_variance.shape))
+            layer.moving_variance.assign(random.uniform(1.0, 2.0, layer.moving_variance.shape))
 
 
 def row(name):
