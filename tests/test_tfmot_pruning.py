@@ -215,3 +215,17 @@ def test_model_without_zeros_is_pruned_as_tfmot_does(data):
 def test_what_is_no_model_is_an_error(model):
     with pytest.raises(TypeError, match=r"Argument `model` must be a Keras 3 model"):
         prune_low_magnitude(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pruning_schedule": 0.5}, r"`pruning_schedule`.*Received: pruning_schedule=0.5"),
+        ({"pruning_schedule": tfmot.sparsity.keras.PolynomialDecay}, "must be an instance"),
+        ({"pruning_policy": "dense"}, r"`pruning_policy`.*Received: pruning_policy='dense'"),
+        ({"blok_size": (1, 4)}, r"`blok_size`.*block_size.*Received: blok_size=\(1, 4\)"),
+    ],
+)
+def test_wrong_arguments_are_errors(arguments, message, sparse):
+    with pytest.raises(TypeError, match=message):
+        prune_low_magnitude(sparse, **arguments)

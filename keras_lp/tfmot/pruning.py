@@ -42,7 +42,7 @@ def prune_low_magnitude(
         A `tf_keras.Model` with wrapped layers, not compiled.
 
     Raises:
-        TypeError: If `model` is a model of neither library.
+        TypeError: If `model` is a model of neither library, or an argument is of another kind.
         ValueError: If it cannot be turned into one of tf_keras, or TF-MOT refuses it.
         ImportError: If TF-MOT is not installed (extra `deploy`).
 
@@ -53,6 +53,7 @@ def prune_low_magnitude(
     >>> small = keras_lp.strip_pruning(wrapped)
     """
     tfmot = import_tfmot()
+    _check_arguments(tfmot.sparsity.keras, pruning_schedule, arguments)
     is_legacy = is_tf_keras_model(model)
     legacy = model if is_legacy else to_tf_keras(model, custom_layers)
     if is_legacy:
@@ -77,6 +78,28 @@ def prune_low_magnitude(
     made = clone(legacy, clone_function=wrap)
     _set_masks(made)
     return made
+
+
+def _check_arguments(api: Any, schedule: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises TypeError unless TF-MOT can take a schedule and the other arguments."""
+    if not (schedule is None or isinstance(schedule, api.PruningSchedule)):
+        raise TypeError(
+            "Argument `pruning_schedule` must be an instance of a schedule of TF-MOT, such as "
+            "`tfmot.sparsity.keras.ConstantSparsity(0.9, begin_step=0)`, or `None`. Received: "
+            f"pruning_schedule={schedule!r}"
+        )
+    policy = arguments.get("pruning_policy")
+    if not (policy is None or isinstance(policy, api.PruningPolicy)):
+        raise TypeError(
+            "Argument `pruning_policy` must be an instance of "
+            f"`tfmot.sparsity.keras.PruningPolicy`. Received: pruning_policy={policy!r}"
+        )
+    known = {"pruning_policy", "block_size", "block_pooling_type", "sparsity_m_by_n"}
+    for name in arguments.keys() - known:
+        raise TypeError(
+            f"Argument `{name}` is none of `tfmot.sparsity.keras.prune_low_magnitude`, which takes "
+            f"{', '.join(sorted(known))}. Received: {name}={arguments[name]!r}"
+        )
 
 
 def _prunable_weights(layer: Any, wrapped_by_tfmot: Any) -> list[Any]:
