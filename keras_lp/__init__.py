@@ -9,7 +9,14 @@ from keras_lp.callbacks import (
     SparsityTarget,
 )
 from keras_lp.decay import decay_factor, penalty
-from keras_lp.deploy import ExportResult, export_tflite, strip_pruning
+from keras_lp.deploy import (
+    ExportResult,
+    TfliteComparison,
+    TfliteFile,
+    compare_tflite,
+    export_tflite,
+    strip_pruning,
+)
 from keras_lp.optimizers import LpAdamW, LpDecay, LpLion, LpMuon, LpSGD
 from keras_lp.sparsity import (
     LayerSparsity,
@@ -36,6 +43,9 @@ __all__ = [
     "SparsityLogger",
     "SparsityReport",
     "SparsityTarget",
+    "TfliteComparison",
+    "TfliteFile",
+    "compare_tflite",
     "decay_factor",
     "export_tflite",
     "freeze_zeros",

@@ -1,6 +1,14 @@
 """From a trained sparse model to a file that is small on a device."""
 
+from keras_lp.deploy.comparing_files import TfliteComparison, TfliteFile, compare_tflite
 from keras_lp.deploy.litert import ExportResult, export_tflite
 from keras_lp.deploy.strip import strip_pruning
 
-__all__ = ["ExportResult", "export_tflite", "strip_pruning"]
+__all__ = [
+    "ExportResult",
+    "TfliteComparison",
+    "TfliteFile",
+    "compare_tflite",
+    "export_tflite",
+    "strip_pruning",
+]

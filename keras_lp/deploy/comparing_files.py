@@ -1,0 +1,267 @@
+"""Comparison of two `.tflite` files on the same data, in LiteRT."""
+
+import functools
+import gzip
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_lp.deploy.feeding import Details, Feed, feed_of, natural_order, shapes
+from keras_lp.deploy.interpreting import RUNTIMES, latencies, load
+
+_PART = 256  # examples in a run, where a file takes any number
+
+
+@dataclass(frozen=True)
+class TfliteFile:
+    """What was measured of one file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size.
+        gzip_bytes: Its size after gzip, as it would travel.
+        latency: Median seconds of a run on one thread, with one example, or as many as the
+            file takes at once.
+        accuracy: Share of examples that it classifies as their labels say; `None` without
+            labels.
+    """
+
+    path: Path
+    bytes: int
+    gzip_bytes: int
+    latency: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class TfliteComparison:
+    """What `compare_tflite` found; prints as a table.
+
+    Attributes:
+        first: A `TfliteFile`.
+        second: The other one.
+        examples: Number of examples that both ran on.
+        agreement: Share of examples that both put in the same class; `None` where outputs are no
+            classes.
+        max_abs_difference: Largest absolute difference of their outputs.
+    """
+
+    first: TfliteFile
+    second: TfliteFile
+    examples: int
+    agreement: float | None
+    max_abs_difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as plain values, ready for JSON."""
+        data = asdict(self)
+        for name in ("first", "second"):
+            data[name]["path"] = str(data[name]["path"])
+        return data
+
+    def __str__(self) -> str:
+        files = (self.first, self.second)
+        rows = [("", *(file.path.name for file in files))]
+        rows += [
+            ("bytes", *(f"{file.bytes:,}" for file in files)),
+            ("gzip bytes", *(f"{file.gzip_bytes:,}" for file in files)),
+            ("latency", *(f"{1000 * file.latency:.3f} ms" for file in files)),
+        ]
+        if self.first.accuracy is not None:
+            rows.append(("accuracy", *(f"{file.accuracy:.2%}" for file in files)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}" for row in rows
+        ]
+        if self.agreement is not None:
+            lines.append(f"Same class: {self.agreement:.2%} of {self.examples:,} examples.")
+        lines.append(f"Largest difference of outputs: {self.max_abs_difference:.3g}.")
+        return "\n".join(lines)
+
+
+def compare_tflite(
+    first: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    inputs: Any,
+    labels: Any = None,
+    *,
+    runtime: str = "default",
+) -> TfliteComparison:
+    """Runs two `.tflite` files on the same examples and measures both.
+
+    A class is the index of the largest value along the last axis of a file's only output; an
+    output of one column is a probability, and its class is whether it exceeds 0.5, where there
+    are labels.
+
+    Args:
+        first: Path of a file.
+        second: Path of another.
+        inputs: Arrays by the names of the files' inputs, each with a batch dimension, or one
+            array for files with one input.
+        labels: Integer classes, one for each example, or one-hot rows of them.
+        runtime: `"default"` for LiteRT as applications get it, or `"no_delegate"`.
+
+    Returns:
+        A `TfliteComparison` with `first`, `second`, `examples`, `agreement`, `max_abs_difference`
+        and `to_dict()`.
+
+    Raises:
+        ValueError: If the inputs or the labels do not fit the files, or the outputs of the files
+            not each other.
+        RuntimeError: If LiteRT does not run a file.
+        ImportError: If LiteRT is not installed.
+
+    Example:
+    >>> result = keras_lp.compare_tflite("dense.tflite", "sparse.tflite", x_test, y_test)
+    >>> print(result)
+    """
+    if runtime not in tuple(RUNTIMES):
+        raise ValueError(
+            f'Argument `runtime` must be "default" or "no_delegate". Received: runtime={runtime!r}'
+        )
+    paths = [Path(first), Path(second)]
+    runners = [_load(path, runtime) for path in paths]
+    feeds = [_feed(runner.get_input_details(), inputs) for runner in runners]
+    outputs = [
+        _run(path, runner, feed) for path, runner, feed in zip(paths, runners, feeds, strict=True)
+    ]
+    difference = _largest_difference(*outputs)
+    classes = [_classes(output, labels is not None) for output in outputs]
+    accuracies: Sequence[float | None] = (None, None)
+    if labels is not None:
+        accuracies = [_accuracy(each, labels) for each in classes]
+    seconds = _latencies(runners, feeds)
+    files = [
+        TfliteFile(path, path.stat().st_size, _gzip_bytes(path), latency, accuracy)
+        for path, latency, accuracy in zip(paths, seconds, accuracies, strict=True)
+    ]
+    return TfliteComparison(
+        first=files[0],
+        second=files[1],
+        examples=_count(feeds[0]),
+        agreement=None if classes[0] is None else float(np.mean(classes[0] == classes[1])),
+        max_abs_difference=difference,
+    )
+
+
+def _load(path: Path, runtime: str) -> Any:
+    try:
+        runner = load(path.read_bytes(), runtime)
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            f"{path} does not run in LiteRT: it is no .tflite file, or damaged, or needs "
+            f'`runtime="no_delegate"`. LiteRT said: {error}'
+        ) from error
+    details = [*runner.get_input_details().values(), *runner.get_output_details().values()]
+    if any(detail["quantization"][0] for detail in details):
+        raise ValueError(
+            f"{path} has quantized inputs or outputs, which are no plain numbers. Export it with "
+            "float32 inputs and outputs, as `keras_lp.export_tflite` does"
+        )
+    return runner
+
+
+def _feed(details: Details, inputs: Any) -> Feed:
+    """The inputs of a file by their names, all examples in one array."""
+    names = list(details)
+    if isinstance(inputs, Mapping):
+        if len(inputs) == len(names) == 1:  # Files of two models may name their input otherwise.
+            inputs = dict.fromkeys(names, *inputs.values())
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise ValueError(
+                "Argument `inputs` must hold an array for each input of the files, "
+                f"{', '.join(names)}. Received: arrays {', '.join(inputs)}"
+            )
+        inputs = {name: inputs[name] for name in names}
+    any_number = {
+        name: {**detail, "shape_signature": [-1, *detail["shape_signature"][1:]]}
+        for name, detail in details.items()
+    }
+    feed = feed_of(None, any_number, inputs)  # Without a model, a file's own names count.
+    if len({len(array) for array in feed.values()}) > 1:
+        raise ValueError(
+            "Argument `inputs` must hold the same number of examples for each input. "
+            f"Received: {shapes(feed)}"
+        )
+    return feed
+
+
+def _count(feed: Feed) -> int:
+    return len(next(iter(feed.values())))
+
+
+def _fixed_size(runner: Any) -> int | None:
+    """How many examples a file takes at once; `None` if any number."""
+    sizes = {int(detail["shape_signature"][0]) for detail in runner.get_input_details().values()}
+    return max(sizes - {-1}, default=None)
+
+
+def _run(path: Path, runner: Any, feed: Feed) -> list[np.ndarray]:
+    """The outputs of a file, in its order, of all examples."""
+    count, size = _count(feed), _fixed_size(runner)
+    parts = []
+    for start in range(0, count, size or _PART):
+        # The last examples once more, where a file takes no fewer.
+        most = start + size if size else min(start + _PART, count)
+        rows = np.minimum(np.arange(start, most), count - 1)
+        try:
+            parts.append(runner(**{name: array[rows] for name, array in feed.items()}))
+        except Exception as error:
+            raise RuntimeError(f"{path} does not run in LiteRT. LiteRT said: {error}") from error
+    names = sorted(parts[0], key=natural_order)
+    return [np.concatenate([part[name] for part in parts])[:count] for name in names]
+
+
+def _largest_difference(outputs: list[np.ndarray], others: list[np.ndarray]) -> float:
+    kinds = [[(array.shape, array.dtype.kind) for array in each] for each in (outputs, others)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            "Both files must have the same outputs. Received: outputs of shapes "
+            f"{[array.shape for array in outputs]} and {[array.shape for array in others]}"
+        )
+    pairs = zip(outputs, others, strict=True)
+    return max(float(np.max(np.abs(a.astype("float64") - b), initial=0)) for a, b in pairs)
+
+
+def _classes(outputs: list[np.ndarray], has_labels: bool) -> np.ndarray | None:
+    """The class of each example; `None` where outputs are none."""
+    if len(outputs) == 1 and outputs[0].ndim > 1 and outputs[0].shape[-1] > 1:
+        return np.argmax(outputs[0], axis=-1)
+    if len(outputs) == 1 and has_labels:
+        return (outputs[0] > 0.5).astype(int)
+    return None
+
+
+def _accuracy(classes: np.ndarray | None, labels: Any) -> float:
+    labels = np.asarray(labels)
+    if classes is None:
+        raise ValueError(
+            "Argument `labels` is for files with one output. Received: labels of shape "
+            f"{labels.shape} for files with several"
+        )
+    if labels.ndim == classes.ndim + 1 and labels.shape[-1] > 1:
+        labels = np.argmax(labels, axis=-1)
+    if labels.dtype.kind not in "biuf" or labels.size != classes.size:
+        raise ValueError(
+            f"Argument `labels` must hold an integer for each example, shape {classes.shape}, or "
+            f"one-hot rows. Received: shape {labels.shape}, dtype {labels.dtype}"
+        )
+    return float(np.mean(classes == labels.reshape(classes.shape)))
+
+
+def _latencies(runners: Sequence[Any], feeds: Sequence[Feed]) -> list[float]:
+    """Median seconds of a run of each file with its first examples."""
+    runs = []
+    for runner, feed in zip(runners, feeds, strict=True):
+        rows = np.minimum(np.arange(_fixed_size(runner) or 1), _count(feed) - 1)
+        runs.append(functools.partial(runner, **{name: feed[name][rows] for name in feed}))
+    return latencies(runs, {})
+
+
+def _gzip_bytes(path: Path) -> int:
+    return len(gzip.compress(path.read_bytes(), compresslevel=9))
