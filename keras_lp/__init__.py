@@ -1,5 +1,12 @@
 """Sparse Keras 3 models by decoupled weight decay for any p-norm."""
 
+# isort: off
+from keras_lp.quiet import quiet_on_the_command_line
+
+with quiet_on_the_command_line():
+    import keras as _keras  # noqa: F401 (it imports the backend, which prints)
+# isort: on
+
 from keras_lp import plotting, tfmot
 from keras_lp.callbacks import (
     ConstantSparsity,

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 OPTIONAL = (
     "ai_edge_litert",
+    "click",
     "matplotlib",
     "tensorboard",
     "tensorflow_model_optimization",
