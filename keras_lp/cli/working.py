@@ -3,6 +3,8 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import click
 from rich.console import Console
@@ -25,23 +27,30 @@ def working(description: str) -> Iterator[Callable[[str], None]]:
     try:
         with quiet() as stderr:
             console = Console(file=stderr, soft_wrap=True, highlight=False, markup=False)
-            with Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            ) as progress:
-                progress.add_task(description, total=None)
+            with _progress(description, console):
                 yield lambda remark: console.print(f"Note: {remark}")
     except KeyboardInterrupt as error:
         raise click.Abort from error
     except Exception as error:
         message = str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"
         raise click.ClickException(_in_words_of(click.get_current_context(), message)) from error
+
+
+def _progress(description: str, console: Console) -> AbstractContextManager[Any]:
+    """A spinner and the time so far; nothing where nobody watches."""
+    if not console.is_interactive:
+        return contextlib.nullcontext()
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    progress.add_task(description, total=None)
+    return progress
 
 
 def _in_words_of(context: click.Context, message: str) -> str:
