@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+from deployable import fixes_batches
 
 import keras_lp
 from keras_lp import export_tflite
@@ -180,6 +181,7 @@ def test_model_with_a_batch_size_of_its_own_is_verified(tmp_path):
     assert export_tflite(model, tmp_path / "m.tflite").max_abs_error < 1e-5
 
 
+@fixes_batches
 def test_batch_of_a_sequential_model_that_was_never_called_can_be_fixed(tmp_path):
     layers = [keras.Input((8,)), keras.layers.Dense(2)]
     result = export_tflite(keras.Sequential(layers), tmp_path / "m.tflite", batch_size=3)

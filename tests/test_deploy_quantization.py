@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from deployable import examples, feed_of, mlp, pruned, two_inputs
+from deployable import VERSION, examples, feed_of, fixes_batches, mlp, pruned, two_inputs
 from keras import layers
 
 from keras_lp import export_tflite
@@ -97,6 +97,7 @@ def test_ranges_come_from_the_representative_dataset(tmp_path):
         export_tflite(model, tmp_path / "m.tflite", False, "int8", 0.01 * x, inputs=x)
 
 
+@fixes_batches
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_batch_size_can_be_fixed(quantization, tmp_path):
     model = pruned(two_inputs)
@@ -109,6 +110,13 @@ def test_batch_size_can_be_fixed(quantization, tmp_path):
     assert result.max_abs_error is not None
     with pytest.raises(ValueError, match=r"shape \(3, .*Received: shape \(2, "):
         export_tflite(model, tmp_path / "m.tflite", batch_size=3, inputs=examples(model, 2))
+
+
+@pytest.mark.skipif(VERSION >= (3, 15), reason="Keras 3.15 fixes the batch size")
+def test_batch_size_is_refused_where_keras_forgets_it(tmp_path):
+    with pytest.raises(RuntimeError, match=r"needs Keras 3.15 or newer.*batch_size=3, with Keras"):
+        export_tflite(mlp(), tmp_path / "m.tflite", batch_size=3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_latency_is_measured_on_request_and_printed(tmp_path):

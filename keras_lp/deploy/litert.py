@@ -166,6 +166,8 @@ def export_tflite(
     require("ai_edge_litert.interpreter", "deploy")
 
     dense = convert(model, batch_size=batch_size)
+    if batch_size is not None:
+        _check_batch(dense, batch_size)
     samples: list[Feed] = []
     if quantization == "int8":
         details = check_loads(dense, "default").get_input_details()
@@ -222,6 +224,17 @@ def _check_settings(
         raise ValueError(
             "Argument `batch_size` must be an integer >= 1, or None for any number of examples. "
             f"Received: batch_size={batch_size!r}"
+        )
+
+
+def _check_batch(data: bytes, batch_size: int) -> None:
+    """Raises RuntimeError unless a file takes so many examples; old versions of Keras forget it."""
+    details = check_loads(data, "default").get_input_details()
+    sizes = {int(detail["shape_signature"][0]) for detail in details.values()}
+    if sizes != {batch_size}:
+        raise RuntimeError(
+            "Argument `batch_size` needs Keras 3.15 or newer, nothing was written. Received: "
+            f"batch_size={batch_size}, with Keras {keras.__version__}"
         )
 
 

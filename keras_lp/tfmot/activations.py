@@ -14,11 +14,13 @@ from keras import ops
 from keras_lp.optional import import_tf_keras
 
 _PACKAGE = "keras_lp"  # under which the libraries find the functions again
+_PREFIX = "keras_3_"  # of their names, which tf_keras may have for other functions
 _IN_BOTH = {
     *("elu", "exponential", "gelu", "linear", "mish", "relu", "selu"),
     *("sigmoid", "softmax", "softplus", "softsign", "tanh"),
 }
 _RENAMED = {"silu": "swish"}  # from Keras 3 to tf_keras
+_OF_TENSORFLOW = {"leaky_relu", "log_softmax", "relu6"}  # that tf_keras knows as `tf.nn` has them
 
 
 def activation_for_tf_keras(name: str) -> Any:
@@ -30,10 +32,10 @@ def activation_for_tf_keras(name: str) -> Any:
 
 def activation_for_keras(name: str) -> Any:
     """What Keras 3 takes for an activation of tf_keras, or None if there is nothing like it."""
-    if name in _IN_BOTH:
+    if name in _IN_BOTH | _OF_TENSORFLOW:
         return name
     names = {theirs: ours for ours, theirs in _RENAMED.items()}
-    names |= {f"{_PACKAGE}>{ours}": ours for ours in _functions_for_tf_keras()}
+    names |= {f"{_PACKAGE}>{_PREFIX}{ours}": ours for ours in _functions_for_tf_keras()}
     return names.get(name) or {"hard_sigmoid": hard_sigmoid_of_tf_keras}.get(name)
 
 
@@ -60,7 +62,11 @@ def _functions_for_tf_keras() -> dict[str, Callable[[Any], Any]]:
         "tanh_shrink": lambda x: x - tf.tanh(x),
     }
     register = import_tf_keras().saving.register_keras_serializable
-    return {name: register(_PACKAGE, name)(_named(name, f)) for name, f in functions.items()}
+    names = {name: f"{_PREFIX}{name}" for name in functions}
+    return {
+        name: register(_PACKAGE, names[name])(_named(names[name], function))
+        for name, function in functions.items()
+    }
 
 
 def _named(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
