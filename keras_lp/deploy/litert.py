@@ -126,8 +126,8 @@ def export_tflite(
             iterable of such batches, or a function that returns one.
         verify: Whether to compare the outputs of the file in LiteRT with the model's. That it
             loads is checked in any case.
-        batch_size: Integer >= 1, to fix how many examples the file takes at once. Defaults
-            to any number, or that of the model.
+        batch_size: Integer >= 1, to fix how many examples the file takes at once (Keras 3.15
+            or newer). Defaults to any number.
         runtime: `"default"` for a file that LiteRT's default interpreter runs, or
             `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
             in applications that turn it off. It may be slower there.
