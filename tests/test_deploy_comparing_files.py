@@ -4,6 +4,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from deployable import fixes_batches
 
 from keras_lp import compare_tflite, export_tflite
 
@@ -57,6 +58,7 @@ def test_a_file_agrees_with_itself_and_the_table_says_so(export, batches):
     assert json.loads(json.dumps(result.to_dict()))["first"]["path"] == str(path)
 
 
+@fixes_batches
 def test_files_of_a_fixed_batch_run_on_any_number_of_examples(export, batches):
     model = classifier()
     paths = export("any", model), export("fixed", model, batch_size=7)
