@@ -39,8 +39,7 @@ def import_tfmot() -> Any:
 
     When it is imported, TF-MOT sets `TF_USE_LEGACY_KERAS` for good, which makes `tf.keras` mean
     tf_keras wherever it is used for the first time after that. `tf.compat.v1.keras` and
-    `tf.compat.v2.keras` do become tf_keras here, if they were not used before: TF-MOT needs
-    that.
+    `tf.compat.v2.keras` do become tf_keras here: TF-MOT needs that.
     """
     tf = require("tensorflow", "tensorflow")
     _ = tf.keras.layers  # With its first use it becomes what the environment says by now.

@@ -1,5 +1,8 @@
 """TF-MOT's magnitude pruning from the zeros that a decay has made."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -195,6 +198,51 @@ def test_wrapped_model_is_saved_and_loaded(data, tmp_path):
     fit(compiled(loaded), (x, y))
     report = keras_lp.sparsity_report(from_tf_keras(keras_lp.strip_pruning(loaded)))
     assert report.sparsity == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.slow
+def test_wrapped_model_is_loaded_in_another_process(sparse, tmp_path):
+    wrapped = prune_low_magnitude(sparse)
+    wrapped.save(tmp_path / "model.keras")
+    script = (
+        "import sys, numpy, keras_lp, tf_keras\n"
+        "with keras_lp.tfmot.custom_object_scope():\n"
+        "    wrapped = tf_keras.models.load_model(sys.argv[1])\n"
+        "for layer in wrapped.layers:\n"
+        "    for _, mask, _ in getattr(layer, 'pruning_vars', []):\n"
+        "        print(int(numpy.sum(mask == 0)))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "model.keras"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert list(map(int, process.stdout.split())) == [np.sum(m == 0) for m in masks(wrapped)]
+
+
+@pytest.mark.parametrize("function", [from_tf_keras, prune_low_magnitude])
+def test_wrapped_model_is_refused_with_the_remedy(function, sparse):
+    with pytest.raises(
+        ValueError, match=r"strip_pruning.*Received: model='net' with prune_low_mag"
+    ):
+        function(prune_low_magnitude(sparse))
+
+
+def test_layers_in_half_precision_are_refused_before_the_training():
+    half = layers.Dense(4, dtype="mixed_float16", name="half")
+    model = keras.Sequential([keras.Input((6,)), half])
+    with pytest.raises(ValueError, match=r"layer 'half', which computes in float16.*dtype policy"):
+        prune_low_magnitude(model)
+
+
+@pytest.mark.parametrize("arguments", [{"threshold": 0.1}, {"exclude": "dense"}])
+def test_stripping_wrappers_refuses_what_it_would_not_do(arguments, sparse):
+    with pytest.raises(
+        ValueError, match=r"`threshold` and `exclude` are for Keras 3.*Received: thr"
+    ):
+        keras_lp.strip_pruning(prune_low_magnitude(sparse), **arguments)
 
 
 def test_model_of_tf_keras_is_taken_as_it_is(sparse):

@@ -9,9 +9,11 @@ from keras_lp.deploy.copying import copy_model
 from keras_lp.optional import import_tfmot, is_tf_keras_model
 from keras_lp.sparsity.report import check_threshold, decayed_variables
 
+_THRESHOLD = 1e-13
+
 
 def strip_pruning(
-    model: Any, threshold: float = 1e-13, *, exclude: str | Iterable[str] | None = None
+    model: Any, threshold: float = _THRESHOLD, *, exclude: str | Iterable[str] | None = None
 ) -> Any:
     """Copy of a trained model in which tiny weights are exact zeros.
 
@@ -23,7 +25,7 @@ def strip_pruning(
     A tf_keras model, with the wrappers of TF-MOT or without, goes through TF-MOT's own
     `strip_pruning`: the result is a tf_keras model without wrappers, which shares its layers
     and weights with the given one. The masks are applied once more before. `threshold` and
-    `exclude` are for Keras 3 models.
+    `exclude` are for Keras 3 models; for one of tf_keras leave them out.
 
     Args:
         model: A built Keras 3 model: Sequential, functional or subclassed. It is copied as
@@ -40,8 +42,8 @@ def strip_pruning(
     Raises:
         TypeError: If `model` is no Keras 3 model.
         ValueError: If the model is not built, has no decayed variable or cannot be copied,
-            the threshold is negative or not finite, or a pattern is malformed or matches no
-            variable.
+            the threshold is negative or not finite, a pattern is malformed or matches no
+            variable, or either is given for a tf_keras model.
 
     Example:
     >>> stripped = keras_lp.strip_pruning(model)
@@ -49,6 +51,13 @@ def strip_pruning(
     """
     check_threshold(threshold)
     if is_tf_keras_model(model):
+        if threshold != _THRESHOLD or exclude is not None:
+            raise ValueError(
+                "Arguments `threshold` and `exclude` are for Keras 3 models; TF-MOT strips a "
+                "tf_keras model. Leave them out, or strip once more what "
+                "`keras_lp.tfmot.from_tf_keras` makes of the result. "
+                f"Received: threshold={threshold!r}, exclude={exclude!r}"
+            )
         return _strip_wrappers(model)
     decayed = {id(variable) for variable in decayed_variables(model, exclude)}
     copy = copy_model(model)

@@ -27,7 +27,7 @@ def activation_for_tf_keras(name: str) -> Any:
     """What tf_keras takes for an activation of Keras 3, or None if there is nothing like it."""
     if name in _IN_BOTH:
         return name
-    return _RENAMED.get(name) or _functions_for_tf_keras().get(name)
+    return _RENAMED.get(name) or functions_for_tf_keras().get(name)
 
 
 def activation_for_keras(name: str) -> Any:
@@ -35,7 +35,7 @@ def activation_for_keras(name: str) -> Any:
     if name in _IN_BOTH | _OF_TENSORFLOW:
         return name
     names = {theirs: ours for ours, theirs in _RENAMED.items()}
-    names |= {f"{_PACKAGE}>{_PREFIX}{ours}": ours for ours in _functions_for_tf_keras()}
+    names |= {f"{_PACKAGE}>{_PREFIX}{ours}": ours for ours in functions_for_tf_keras()}
     return names.get(name) or {"hard_sigmoid": hard_sigmoid_of_tf_keras}.get(name)
 
 
@@ -46,7 +46,8 @@ def hard_sigmoid_of_tf_keras(x: Any) -> Any:
 
 
 @functools.cache
-def _functions_for_tf_keras() -> dict[str, Callable[[Any], Any]]:
+def functions_for_tf_keras() -> dict[str, Callable[[Any], Any]]:
+    """Those that tf_keras lacks, by their names in Keras 3; it can load them from now on."""
     import tensorflow as tf
 
     functions = {

@@ -110,6 +110,20 @@ def check_tf_keras_model(model: Any) -> None:
             "Argument `model` must be built, so that it has weights. Give it an input shape or "
             f"call it on data first. Received: model={model.name!r}, which is not built"
         )
+    wrapped = [layer.name for layer in model.submodules if _is_of_tfmot(layer)]
+    if wrapped:
+        raise ValueError(
+            "Argument `model` must be without wrappers of TF-MOT. Take them off first, by "
+            "`keras_lp.strip_pruning` or `tfmot.clustering.keras.strip_clustering`; those of "
+            "quantization-aware training stay, and TensorFlow converts such a model. Received: "
+            f"model={model.name!r} with {', '.join(wrapped[:3])}"
+        )
+
+
+def _is_of_tfmot(layer: Any) -> bool:
+    # Those of keras-lp are of a class of TF-MOT's.
+    modules = {kind.__module__.split(".")[0] for kind in type(layer).__mro__}
+    return "tensorflow_model_optimization" in modules and hasattr(layer, "get_config")
 
 
 class _Rebuilding:

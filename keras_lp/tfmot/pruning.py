@@ -28,7 +28,8 @@ def prune_low_magnitude(
 
     Args:
         model: A built Keras 3 model, trained with the decay and stripped or not, which is
-            turned into one of tf_keras; or a tf_keras model without wrappers.
+            turned into one of tf_keras; or a tf_keras model without wrappers, whose layers
+            the result shares.
         pruning_schedule: A schedule of TF-MOT, such as
             `tfmot.sparsity.keras.PolynomialDecay(0.9, 0.95, begin_step=0, end_step=1000)`; a
             layer that is sparser than it asks for stays as it is. Defaults to `None`: the
@@ -43,7 +44,8 @@ def prune_low_magnitude(
 
     Raises:
         TypeError: If `model` is a model of neither library, or an argument is of another kind.
-        ValueError: If it cannot be turned into one of tf_keras, or TF-MOT refuses it.
+        ValueError: If it cannot be turned into one of tf_keras, has wrappers already or layers
+            that compute in half precision, or TF-MOT refuses it.
         ImportError: If TF-MOT is not installed (extra `deploy`).
 
     Example:
@@ -68,12 +70,19 @@ def prune_low_magnitude(
     def wrap(layer: Any) -> Any:
         if hasattr(layer, "layers"):
             return clone(layer, clone_function=wrap)
-        if not _prunable_weights(layer, wrapped_by_tfmot):
+        masked = _masked_weights(layer, wrapped_by_tfmot)
+        if not masked:
             return layer
+        if layer.compute_dtype != layer.variable_dtype:
+            raise ValueError(
+                f"TF-MOT cannot mask layer {layer.name!r}, which computes in {layer.compute_dtype} "
+                f"with weights in {layer.variable_dtype}. Set its dtype policy to 'float32' first. "
+                f"Received: model={model.name!r}"
+            )
         may_add = pruning_schedule is not None and (policy is None or policy.allow_pruning(layer))
         if not may_add:
-            return _wrapper_class()(layer, never)
-        return _wrapper_class()(layer, pruning_schedule, **arguments)
+            return wrapper_class()(layer, never, masked=masked)
+        return wrapper_class()(layer, pruning_schedule, masked=masked, **arguments)
 
     made = clone(legacy, clone_function=wrap)
     _set_masks(made)
@@ -102,21 +111,15 @@ def _check_arguments(api: Any, schedule: Any, arguments: Mapping[str, Any]) -> N
         )
 
 
-def _prunable_weights(layer: Any, wrapped_by_tfmot: Any) -> list[Any]:
-    """The weights of a layer that TF-MOT masks, and those that have zeros to be kept.
-
-    TF-MOT asks the layer for them; where it would not mask all, the layer is given an answer.
-    """
+def _masked_weights(layer: Any, wrapped_by_tfmot: Any) -> list[int]:
+    """Positions of the weights that TF-MOT masks, and of those that have zeros to be kept."""
     try:
         wrapped_by_tfmot(layer)  # It gives the layer a method that names the weights.
         known = list(layer.get_prunable_weights())
     except ValueError:  # A layer that TF-MOT does not support.
         known = []
-    ids = set(map(id, known))
-    weights = [*known, *(w for w in _weights_with_zeros(layer) if id(w) not in ids)]
-    if len(weights) > len(known):
-        layer.get_prunable_weights = lambda: weights
-    return weights
+    masked = {id(weight) for weight in (*known, *_weights_with_zeros(layer))}
+    return [position for position, weight in enumerate(layer.weights) if id(weight) in masked]
 
 
 def _weights_with_zeros(layer: Any) -> list[Any]:
@@ -134,7 +137,7 @@ def _set_masks(model: Any) -> None:
 
 
 @functools.cache
-def _wrapper_class() -> Any:
+def wrapper_class() -> Any:
     """TF-MOT's wrapper of a layer, but no zero of a mask ever goes."""
     tf_keras, tfmot = import_tf_keras(), import_tfmot()
     # TF-MOT names its class nowhere in public.
@@ -143,7 +146,16 @@ def _wrapper_class() -> Any:
     # By the name of the class both call the wrappers: "prune_low_magnitude_dense".
     @tf_keras.saving.register_keras_serializable("keras_lp")
     class PruneLowMagnitude(base):
-        """Masks a layer's weights; the arguments are those of TF-MOT's wrapper."""
+        """Masks weights of a layer, by their positions; other arguments are those of TF-MOT."""
+
+        def __init__(self, layer: Any, *arguments: Any, masked: Any, **named: Any) -> None:
+            # TF-MOT asks the layer, once it is built.
+            layer.get_prunable_weights = lambda: [layer.weights[one] for one in masked]
+            super().__init__(layer, *arguments, **named)
+            self._masked = list(masked)
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "masked": self._masked}
 
         def build(self, input_shape: Any) -> None:
             super().build(input_shape)
