@@ -76,6 +76,20 @@ def test_benchmark_of_sparse_files_prints_its_table(tmp_path):
 
 
 @pytest.mark.slow
+def test_guide_to_deployment_writes_and_compares_its_files(tmp_path):
+    printed = run(ROOT / "examples" / "deploy_tflite.py", "--epochs", 5, cwd=tmp_path)
+    rows = re.findall(r"^(\w+) +([\d,]+) +([\d,]+) +([\d.]+)% +[\d.]+$", printed, re.MULTILINE)
+    sizes = {name: int(size.replace(",", "")) for name, size, _, _ in rows}
+    assert list(sizes) == ["dense", "float32", "float16", "dynamic", "int8"]
+    for name, size in sizes.items():
+        path = tmp_path / "deploy_tflite_output" / f"{name}.tflite"
+        assert path.stat().st_size == size
+    assert sizes["float16"] < sizes["float32"] < 0.2 * sizes["dense"]
+    assert sizes["int8"] < 0.3 * sizes["dense"]
+    assert "no sparse int8 weights" in printed
+
+
+@pytest.mark.slow
 def test_quickstart_reaches_its_numbers_in_the_mean_of_three_seeds(tmp_path, capsys):
     printed = quickstart(tmp_path, "--seeds", 3)
     summary = printed[printed.index("mean of 3 seeds") :]
