@@ -8,6 +8,7 @@ from keras_lp import LpAdamW, LpDecayCallback
 from keras_lp.tfmot import to_tf_keras
 
 tf_keras = pytest.importorskip("tf_keras")
+pytestmark = pytest.mark.backend("tensorflow")
 STEPS = 30
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from deployable import cnn, examples, feed_of, mlp, pruned, transformer, two_inputs
 
+import keras_lp
 from keras_lp import export_tflite
 
 # On the other backends the converter runs in a process of its own, if it is there at all.
@@ -46,3 +47,14 @@ def test_file_is_verified_or_refused_with_the_remedy(make, quantization, sparse,
     assert result.bytes == path.stat().st_size
     if sparse or quantization:
         assert result.bytes < 0.85 * result.dense_bytes
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(("quantization", "share"), [(None, 0.16), ("float16", 0.105)])
+def test_file_of_a_mobilenet_with_90_percent_zeros_is_small(quantization, share, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNet(weights=None)
+    keras_lp.prune(model, sparsity=0.9)
+    # Most of its channels are dead, as its weights are random: outputs are all the same.
+    result = export_tflite(model, tmp_path / "m.tflite", True, quantization, verify=False)
+    assert result.bytes <= share * result.dense_bytes

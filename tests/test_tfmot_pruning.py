@@ -165,6 +165,7 @@ def test_policy_says_what_the_schedule_prunes_and_other_zeros_stay(sparse, data)
         assert layer.sparsity == pytest.approx(0.95 if layer.name == "dense" else 0.7, abs=0.02)
 
 
+@pytest.mark.backend("tensorflow")
 def test_decay_goes_on_under_the_wrappers(sparse, data):
     wrapped = compiled(prune_low_magnitude(sparse))
     logs = fit(wrapped, data, 6, [keras_lp.LpDecayCallback(1.0)])
