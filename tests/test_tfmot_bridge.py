@@ -172,6 +172,7 @@ def test_models_of_both_libraries_compute_the_same_there_and_back(make, random):
         assert len(other.trainable_weights) == len(model.trainable_weights)
 
 
+@pytest.mark.slow
 # tf_keras itself makes two of a layer that a nested model shares.
 @pytest.mark.parametrize("make", [make for make in CASES if make is not shared])
 def test_model_of_tf_keras_can_be_copied_and_saved(make, random, tmp_path):
@@ -455,7 +456,9 @@ def test_models_that_are_not_built_are_refused():
 # The process
 
 
-@pytest.mark.parametrize("before", [None, "0", "1"])
+@pytest.mark.parametrize(
+    "before", [None, *(pytest.param(value, marks=pytest.mark.slow) for value in ("0", "1"))]
+)
 def test_import_of_tfmot_leaves_the_environment_and_tf_keras_as_they_are(before):
     code = """
 import os, tensorflow as tf

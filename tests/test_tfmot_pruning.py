@@ -88,6 +88,7 @@ def test_every_zero_stays_while_the_rest_trains(sparse, data):
         assert np.mean((before != after)[before != 0]) > 0.5  # Some units are dead.
 
 
+@pytest.mark.slow
 def test_schedule_adds_zeros_to_those_that_are_there(sparse, data):
     schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.9, 0, 12, frequency=2)
     wrapped = compiled(prune_low_magnitude(sparse, schedule))
@@ -117,6 +118,7 @@ def tiny_weights():
     return model
 
 
+@pytest.mark.slow
 def test_no_zero_takes_the_place_of_a_weight_that_is_smaller_than_a_step(data):
     model = tiny_weights()
     schedule = tfmot.sparsity.keras.ConstantSparsity(0.8, 0, frequency=1)
@@ -127,6 +129,7 @@ def test_no_zero_takes_the_place_of_a_weight_that_is_smaller_than_a_step(data):
     assert np.mean(after == 0) == pytest.approx(0.8, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{"block_size": (4, 1)}, {"sparsity_m_by_n": (2, 4)}])
 def test_zeros_stay_where_the_schedule_prunes_in_blocks(arguments, data):
     model = tiny_weights()
@@ -138,6 +141,7 @@ def test_zeros_stay_where_the_schedule_prunes_in_blocks(arguments, data):
     assert np.sum(after == 0) > np.sum(before == 0)
 
 
+@pytest.mark.slow
 def test_kernels_of_one_layer_keep_a_sparsity_of_their_own(data):
     model = keras.Sequential([keras.Input((16, 12)), layers.GRU(6), layers.Dense(4)])
     kernel = model.layers[0].cell.kernel
@@ -149,6 +153,7 @@ def test_kernels_of_one_layer_keep_a_sparsity_of_their_own(data):
     assert shares == pytest.approx([14 / 18, 0.5, 0.5], abs=0.01)
 
 
+@pytest.mark.slow
 def test_policy_says_what_the_schedule_prunes_and_other_zeros_stay(sparse, data):
     class OnlyDense(tfmot.sparsity.keras.PruningPolicy):
         def allow_pruning(self, layer):
@@ -165,6 +170,7 @@ def test_policy_says_what_the_schedule_prunes_and_other_zeros_stay(sparse, data)
         assert layer.sparsity == pytest.approx(0.95 if layer.name == "dense" else 0.7, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow")
 def test_decay_goes_on_under_the_wrappers(sparse, data):
     wrapped = compiled(prune_low_magnitude(sparse))
@@ -185,6 +191,7 @@ def test_strip_pruning_gives_the_model_without_wrappers(sparse, data):
     np.testing.assert_allclose(stripped(x), wrapped(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_wrapped_model_is_saved_and_loaded(data, tmp_path):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(16, "relu"), layers.Dense(4)])
     keras_lp.prune(model, 0.7)
@@ -252,6 +259,7 @@ def test_model_of_tf_keras_is_taken_as_it_is(sparse):
     assert len(masks(wrapped)) == len(kernels(sparse))
 
 
+@pytest.mark.slow
 def test_model_without_zeros_is_pruned_as_tfmot_does(data):
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)])
     schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
