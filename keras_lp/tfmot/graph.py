@@ -60,7 +60,8 @@ def repeat_calls(
             args, kwargs = with_tensors((list(call.args), dict(call.kwargs)), tensors)
             outputs = keras.tree.flatten(apply(call.operation, args, kwargs))
             tensors |= {call.key(index): output for index, output in enumerate(outputs)}
-        waiting = [call for call in waiting if call not in ready]
+        done = set(map(id, ready))  # Calls are not compared, as constants in them may be arrays.
+        waiting = [call for call in waiting if id(call) not in done]
 
 
 def with_tensors(value: Any, tensors: Mapping[Any, Any]) -> Any:
