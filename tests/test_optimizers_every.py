@@ -172,7 +172,8 @@ def cell(record_property):
     """Records a cell of the table in the docs."""
 
     def record(kind, way, reason=None):
-        record_property("cell", json.dumps([kind, way, reason]))
+        position = [*KINDS, *REFUSED].index(kind), WAYS.index(way)
+        record_property("cell", json.dumps([position, kind, way, reason]))
 
     return record
 
