@@ -3,7 +3,7 @@
 Each model is made with random weights, for the smallest image that it takes, and run in both
 libraries on random images; the error is the largest difference of two outputs.
 
-    python docs/applications_table.py          # writes the table; takes about half an hour
+    python docs/applications_table.py          # writes the table; takes about an hour
     python docs/applications_table.py --only MobileNet VGG16
 """
 

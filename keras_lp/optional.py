@@ -59,3 +59,12 @@ def is_tf_keras_model(model: Any) -> bool:
         kind.__module__.startswith("tf_keras.") and kind.__name__ == "Model"
         for kind in type(model).__mro__
     )
+
+
+def check_tf_keras_is_built(model: Any) -> None:
+    """Raises ValueError unless a model of tf_keras is built."""
+    if not model.built:
+        raise ValueError(
+            "Argument `model` must be built, so that it has weights. Give it an input shape or "
+            f"call it on data first. Received: model={model.name!r}, which is not built"
+        )

@@ -23,7 +23,7 @@ from keras_lp.callbacks.training import (
 from keras_lp.optimizers.arguments import DecayArguments
 from keras_lp.optimizers.decay_only import DecayOnly
 from keras_lp.optimizers.lp_update import document
-from keras_lp.optional import is_tf_keras_model
+from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
 from keras_lp.selection import list_paths
 from keras_lp.sparsity.report import check_model
 
@@ -244,11 +244,7 @@ def _check_legacy(model: Any) -> None:
             "Start the process with KERAS_BACKEND=tensorflow. "
             f"Received: backend={keras.backend.backend()!r}"
         )
-    if not model.built:
-        raise ValueError(
-            "Argument `model` must be built, so that it has weights. Give it an input shape or "
-            f"call it on data first. Received: model={model.name!r}, which is not built"
-        )
+    check_tf_keras_is_built(model)
 
 
 def _check(model: keras.Model, leader: Any) -> None:

@@ -8,11 +8,9 @@ import click
 from keras_lp.cli import options
 from keras_lp.cli.loading import load_model
 from keras_lp.cli.working import working
-from keras_lp.deploy import strip_pruning
+from keras_lp.deploy.strip import THRESHOLD, strip_pruning
 from keras_lp.deploy.writing import check_path, write_atomically
 from keras_lp.sparsity import sparsity_report
-
-_THRESHOLD = 1e-13  # that of `strip_pruning`
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def strip(
       keras-lp strip model.keras stripped.keras
       keras-lp strip model.keras stripped.keras --threshold 1e-4 --exclude embedding
     """
-    limit = _THRESHOLD if threshold is None else threshold
+    limit = THRESHOLD if threshold is None else threshold
     patterns = exclude or None
     with working(f"Stripping {model}") as note:
         target = check_path(path, ".keras")

@@ -10,8 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_lp.deploy.feeding import Details, Feed, feed_of, natural_order, shapes
-from keras_lp.deploy.interpreting import RUNTIMES, latencies, load
+from keras_lp.deploy.feeding import (
+    Details,
+    Feed,
+    example_count,
+    feed_of_any_number,
+    fixed_size,
+    natural_order,
+)
+from keras_lp.deploy.interpreting import check_runtime, latencies, load
 
 _PART = 256  # examples in a run, where a file takes any number
 
@@ -119,10 +126,7 @@ def compare_tflite(
     >>> result = keras_lp.compare_tflite("dense.tflite", "sparse.tflite", x_test, y_test)
     >>> print(result)
     """
-    if runtime not in tuple(RUNTIMES):
-        raise ValueError(
-            f'Argument `runtime` must be "default" or "no_delegate". Received: runtime={runtime!r}'
-        )
+    check_runtime(runtime)
     paths = [Path(first), Path(second)]
     runners = [_load(path, runtime) for path in paths]
     feeds = [_feed(runner.get_input_details(), inputs) for runner in runners]
@@ -142,7 +146,7 @@ def compare_tflite(
     return TfliteComparison(
         first=files[0],
         second=files[1],
-        examples=_count(feeds[0]),
+        examples=example_count(feeds[0]),
         agreement=None if classes[0] is None else float(np.mean(classes[0] == classes[1])),
         max_abs_difference=difference,
     )
@@ -178,32 +182,12 @@ def _feed(details: Details, inputs: Any) -> Feed:
                 f"{', '.join(names)}. Received: arrays {', '.join(inputs)}"
             )
         inputs = {name: inputs[name] for name in names}
-    any_number = {
-        name: {**detail, "shape_signature": [-1, *detail["shape_signature"][1:]]}
-        for name, detail in details.items()
-    }
-    feed = feed_of(None, any_number, inputs)  # Without a model, a file's own names count.
-    if len({len(array) for array in feed.values()}) > 1:
-        raise ValueError(
-            "Argument `inputs` must hold the same number of examples for each input. "
-            f"Received: {shapes(feed)}"
-        )
-    return feed
-
-
-def _count(feed: Feed) -> int:
-    return len(next(iter(feed.values())))
-
-
-def _fixed_size(runner: Any) -> int | None:
-    """How many examples a file takes at once; `None` if any number."""
-    sizes = {int(detail["shape_signature"][0]) for detail in runner.get_input_details().values()}
-    return max(sizes - {-1}, default=None)
+    return feed_of_any_number(None, details, inputs)
 
 
 def _run(path: Path, runner: Any, feed: Feed) -> list[np.ndarray]:
     """The outputs of a file, in its order, of all examples."""
-    count, size = _count(feed), _fixed_size(runner)
+    count, size = example_count(feed), fixed_size(runner.get_input_details())
     parts = []
     for start in range(0, count, size or _PART):
         # The last examples once more, where a file takes no fewer.
@@ -258,7 +242,9 @@ def _latencies(runners: Sequence[Any], feeds: Sequence[Feed]) -> list[float]:
     """Median seconds of a run of each file with its first examples."""
     runs = []
     for runner, feed in zip(runners, feeds, strict=True):
-        rows = np.minimum(np.arange(_fixed_size(runner) or 1), _count(feed) - 1)
+        rows = np.minimum(
+            np.arange(fixed_size(runner.get_input_details()) or 1), example_count(feed) - 1
+        )
         runs.append(functools.partial(runner, **{name: feed[name][rows] for name in feed}))
     return latencies(runs, {})
 

@@ -18,11 +18,13 @@ Details = dict[str, dict[str, Any]]  # What LiteRT says of the inputs of a file.
 Feed = dict[str, np.ndarray]
 
 
-def feed_of(model: keras.Model, details: Details, inputs: Any, argument: str = "inputs") -> Feed:
+def feed_of(
+    model: keras.Model | None, details: Details, inputs: Any, argument: str = "inputs"
+) -> Feed:
     """Inputs, in any form that the model takes, by their names in the file.
 
     Args:
-        model: A built model.
+        model: A built model; without one, the order of inputs is that of their names.
         details: What LiteRT says of the inputs of its file.
         inputs: An array, nested lists of numbers, or a list or dictionary of arrays, each
             with a batch dimension.
@@ -52,6 +54,34 @@ def feed_of(model: keras.Model, details: Details, inputs: Any, argument: str = "
     }
 
 
+def feed_of_any_number(
+    model: keras.Model | None, details: Details, inputs: Any, argument: str = "inputs"
+) -> Feed:
+    """A `feed_of` any number of examples, the same for each input, whatever the file takes."""
+    of_any_number = {
+        name: {**detail, "shape_signature": [-1, *detail["shape_signature"][1:]]}
+        for name, detail in details.items()
+    }
+    feed = feed_of(model, of_any_number, inputs, argument)
+    if len({len(array) for array in feed.values()}) > 1:
+        raise ValueError(
+            f"Argument `{argument}` must hold the same number of examples for each input. "
+            f"Received: {shapes(feed)}"
+        )
+    return feed
+
+
+def example_count(feed: Feed) -> int:
+    """How many examples a feed holds."""
+    return len(next(iter(feed.values())))
+
+
+def fixed_size(details: Details) -> int | None:
+    """How many examples a file takes at once; `None` if any number."""
+    sizes = {int(detail["shape_signature"][0]) for detail in details.values()}
+    return max(sizes - {-1}, default=None)
+
+
 def as_the_model_takes_it(feed: Feed, inputs: Any) -> Any:
     """The inputs that a feed was made of, where the model has one as an array."""
     is_single = len(feed) == 1 and not isinstance(inputs, dict)
@@ -74,17 +104,14 @@ def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list
         ValueError: If it is empty, or something in it does not fit the file.
     """
     argument = "representative_dataset"
-    size = max([1, *(int(detail["shape_signature"][0]) for detail in details.values())])
-    of_any_number = {
-        name: {**detail, "shape_signature": [-1, *detail["shape_signature"][1:]]}
-        for name, detail in details.items()
-    }
+    fixed = fixed_size(details)
+    size = fixed or 1
     samples: list[Feed] = []
     first = None
     for batch in _batches(dataset):
-        feed = feed_of(model, of_any_number, batch, argument)
+        feed = feed_of_any_number(model, details, batch, argument)
         if first is None:
-            first = _first_examples(batch, feed, _BATCH if _takes_any_number(details) else size)
+            first = _first_examples(batch, feed, fixed or _BATCH)
         samples += _split(feed, size)
     if not samples:
         raise ValueError(
@@ -99,17 +126,13 @@ def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:
     if inputs is None:
         inputs = random_inputs(model, details, scale=1.0, seed=0)
     feed = feed_of(model, details, inputs)
-    return {name: array[:1] for name, array in feed.items()} if _takes_any_number(details) else feed
+    return feed if fixed_size(details) else {name: array[:1] for name, array in feed.items()}
 
 
 def _first_examples(batch: Any, feed: Feed, count: int) -> Any:
     if len(feed) == 1 and not isinstance(batch, dict):
         return next(iter(feed.values()))[:count]
     return keras.tree.map_structure(lambda array: np.asarray(array)[:count], batch)
-
-
-def _takes_any_number(details: Details) -> bool:
-    return all(int(detail["shape_signature"][0]) == -1 for detail in details.values())
 
 
 def _batches(dataset: Any) -> Iterable[Any]:
@@ -120,13 +143,7 @@ def _batches(dataset: Any) -> Iterable[Any]:
 
 def _split(feed: Feed, size: int) -> Iterator[Feed]:
     """A feed in parts of so many examples; what is left over is left out."""
-    counts = {len(array) for array in feed.values()}
-    if len(counts) > 1:
-        raise ValueError(
-            "Argument `representative_dataset` must hold the same number of examples for each "
-            f"input. Received: {shapes(feed)}"
-        )
-    for start in range(0, min(counts) - size + 1, size):
+    for start in range(0, example_count(feed) - size + 1, size):
         yield {name: array[start : start + size] for name, array in feed.items()}
 
 

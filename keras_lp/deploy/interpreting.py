@@ -14,6 +14,14 @@ _SECONDS = 1.0  # to measure for, at most, for each file
 _RUNS = (11, 101)  # to take the median over, at least and at most
 
 
+def check_runtime(runtime: Any) -> None:
+    """Raises ValueError unless `runtime` names one of `RUNTIMES`."""
+    if runtime not in tuple(RUNTIMES):  # A tuple, since the value may not be hashable.
+        raise ValueError(
+            f'Argument `runtime` must be "default" or "no_delegate". Received: runtime={runtime!r}'
+        )
+
+
 def load(data: bytes, runtime: str = "default") -> Any:
     """The runner of a file's signature; raises an error of LiteRT's if it does not load."""
     litert = require("ai_edge_litert.interpreter", "deploy")

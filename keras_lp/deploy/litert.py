@@ -18,7 +18,7 @@ import keras
 from keras_lp.deploy.comparing import is_subclassed
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
 from keras_lp.deploy.feeding import Feed, one_example, samples_of
-from keras_lp.deploy.interpreting import RUNTIMES, latencies
+from keras_lp.deploy.interpreting import check_runtime, latencies
 from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.deploy.verifying import check_loads, check_outputs
 from keras_lp.deploy.writing import check_path, write_atomically
@@ -211,10 +211,7 @@ def _check_settings(
             f"quantization={quantization!r}, representative_dataset of type "
             f"{type(representative_dataset).__name__}"
         )
-    if runtime not in tuple(RUNTIMES):  # A tuple, since the value may not be hashable.
-        raise ValueError(
-            f'Argument `runtime` must be "default" or "no_delegate". Received: runtime={runtime!r}'
-        )
+    check_runtime(runtime)
     if tolerance is not None and not (isinstance(tolerance, Real) and float(tolerance) >= 0):
         raise ValueError(
             "Argument `tolerance` must be a number >= 0, a share of the largest output. "

@@ -9,11 +9,11 @@ from keras_lp.deploy.copying import copy_model
 from keras_lp.optional import import_tfmot, is_tf_keras_model
 from keras_lp.sparsity.report import check_threshold, decayed_variables
 
-_THRESHOLD = 1e-13
+THRESHOLD = 1e-13  # as in the paper
 
 
 def strip_pruning(
-    model: Any, threshold: float = _THRESHOLD, *, exclude: str | Iterable[str] | None = None
+    model: Any, threshold: float = THRESHOLD, *, exclude: str | Iterable[str] | None = None
 ) -> Any:
     """Copy of a trained model in which tiny weights are exact zeros.
 
@@ -51,7 +51,7 @@ def strip_pruning(
     """
     check_threshold(threshold)
     if is_tf_keras_model(model):
-        if threshold != _THRESHOLD or exclude is not None:
+        if threshold != THRESHOLD or exclude is not None:
             raise ValueError(
                 "Arguments `threshold` and `exclude` are for Keras 3 models; TF-MOT strips a "
                 "tf_keras model. Leave them out, or strip once more what "
@@ -72,14 +72,15 @@ def strip_pruning(
 def _strip_wrappers(model: Any) -> Any:
     """A tf_keras model without TF-MOT's wrappers."""
     # A training that ended in the middle of an epoch has not applied its masks.
-    for weight, mask in _masked_weights(model):
+    for weight, mask in masked_weights(model):
         weight.assign(weight * mask)
     return import_tfmot().sparsity.keras.strip_pruning(model)
 
 
-def _masked_weights(model: Any) -> Iterator[tuple[Any, Any]]:
+def masked_weights(model: Any) -> Iterator[tuple[Any, Any]]:
+    """The weights that TF-MOT's wrappers in a tf_keras model mask, each with its mask."""
     for layer in model.layers:
         if hasattr(layer, "layers"):
-            yield from _masked_weights(layer)
+            yield from masked_weights(layer)
         for weight, mask, _ in getattr(layer, "pruning_vars", ()):
             yield weight, mask

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.comparing import compare, is_functional
-from keras_lp.optional import is_tf_keras_model
+from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
 from keras_lp.sparsity.report import check_model
 from keras_lp.tfmot.graph import (
     calls_in_keras,
@@ -105,11 +105,7 @@ def check_tf_keras_model(model: Any) -> None:
             "Argument `model` must be a tf_keras model (`tf_keras.Model`). "
             f"Received: model={model!r} (type {type(model).__module__}.{type(model).__name__})"
         )
-    if not model.built:
-        raise ValueError(
-            "Argument `model` must be built, so that it has weights. Give it an input shape or "
-            f"call it on data first. Received: model={model.name!r}, which is not built"
-        )
+    check_tf_keras_is_built(model)
     wrapped = [layer.name for layer in model.submodules if _is_of_tfmot(layer)]
     if wrapped:
         raise ValueError(

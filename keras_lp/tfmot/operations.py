@@ -164,7 +164,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "Elu": lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(tf.minimum(x, 0.0))),
         "Equal": tf.equal,
         "Exp": tf.exp,
-        "ExpandDims": _expand_dims,
+        "ExpandDims": lambda x, axis: tf.expand_dims(x, axis),
         "Gelu": lambda x, approximate: nn.gelu(x, approximate=approximate),
         "GetItem": lambda x, key: x[tuple(key) if isinstance(key, list) else key],
         "Greater": tf.greater,
@@ -218,12 +218,6 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "Var": tf.math.reduce_variance,
         "ZerosLike": lambda x, dtype: tf.zeros_like(x, dtype),
     }
-
-
-def _expand_dims(x: Any, axis: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.expand_dims(x, axis)
 
 
 def _swap_axes(x: Any, axis1: int, axis2: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lp.deploy.strip import masked_weights
 from keras_lp.optional import import_tf_keras, import_tfmot, is_tf_keras_model
 from keras_lp.selection import is_decayed_by_default
 from keras_lp.tfmot.bridge import check_tf_keras_model, to_tf_keras
@@ -85,7 +86,8 @@ def prune_low_magnitude(
         return wrapper_class()(layer, pruning_schedule, masked=masked, **arguments)
 
     made = clone(legacy, clone_function=wrap)
-    _set_masks(made)
+    for weight, mask in masked_weights(made):  # They become the zero pattern.
+        mask.assign((weight.numpy() != 0).astype(mask.dtype.as_numpy_dtype))
     return made
 
 
@@ -125,15 +127,6 @@ def _masked_weights(layer: Any, wrapped_by_tfmot: Any) -> list[int]:
 def _weights_with_zeros(layer: Any) -> list[Any]:
     decayed = filter(is_decayed_by_default, layer.trainable_weights)
     return [weight for weight in decayed if np.any(weight.numpy() == 0)]
-
-
-def _set_masks(model: Any) -> None:
-    """Makes the masks of all wrappers the zero pattern."""
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            _set_masks(layer)
-        for weight, mask, _ in getattr(layer, "pruning_vars", ()):
-            mask.assign((weight.numpy() != 0).astype(mask.dtype.as_numpy_dtype))
 
 
 @functools.cache
