@@ -337,6 +337,19 @@ def in_tf_keras(function):
     return Own
 
 
+class Chaos(layers.Layer):
+    """Multiplies the last digits of its inputs, as deep models with odd weights do."""
+
+    def call(self, x):
+        return keras.ops.sin(1e7 * x)
+
+
+def test_model_whose_last_digits_decide_is_not_refused_for_them():
+    twin = in_tf_keras(lambda x: tf_keras.backend.sin(1e7 * x * (1 + 1e-6)))
+    legacy = to_tf_keras(sequential(Chaos(), shape=(4,)), {Chaos: twin})
+    assert isinstance(legacy.layers[-1], twin)
+
+
 def test_layer_that_gives_no_number_is_found():
     model = sequential(layers.Identity(), shape=(4,))
     with pytest.raises(ValueError, match="computes something else"):
@@ -361,6 +374,67 @@ def test_custom_layers_of_another_kind_are_an_error(custom):
     model = sequential(layers.Dense(2), shape=(4,))
     with pytest.raises(TypeError, match=r"`custom_layers` must be .* Received: custom_layers="):
         to_tf_keras(model, custom)
+
+
+@pytest.mark.parametrize("frozen", ["forward_layer", "backward_layer"])
+def test_bidirectional_layer_with_one_frozen_direction_goes_there_and_back(frozen, random):
+    model = sequential(layers.Bidirectional(layers.GRU(3), name="both"), shape=(5, 2))
+    getattr(model.get_layer("both"), frozen).trainable = False
+    inputs = numbers((5, 2))(random)
+    legacy = to_tf_keras(scatter(model, random))
+    for made in (legacy, from_tf_keras(legacy)):
+        np.testing.assert_allclose(outputs(made, inputs)[0], outputs(model, inputs)[0], 1e-5)
+        assert not getattr(made.get_layer("both"), frozen).trainable
+        assert len(made.trainable_weights) == len(model.trainable_weights) == 3
+
+
+def test_arguments_that_tf_keras_leaves_out_of_its_configs_come_back():
+    model = sequential(
+        layers.AlphaDropout(0.2, noise_shape=(None, 1)),
+        layers.BatchNormalization(synchronized=True),
+        shape=(4,),
+    )
+    dropout, normalization = from_tf_keras(to_tf_keras(model)).layers
+    assert tuple(dropout.noise_shape) == (None, 1)
+    assert normalization.synchronized
+
+
+def looked_up(make, *data, dtype="string"):
+    """A model that looks words up, with a vocabulary given or adapted to."""
+    layer = make()
+    if data:
+        layer.adapt(list(data))
+    start = keras.Input((3,) if isinstance(layer, layers.IntegerLookup) else (), dtype=dtype)
+    end = layers.Embedding(9, 2) if layer.get_config()["output_mode"] == "int" else layers.Dense(2)
+    return keras.Model(start, end(layer(start)))
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (lambda: looked_up(lambda: layers.StringLookup(vocabulary=["a", "b"])), ["b", "z"]),
+        (lambda: looked_up(layers.StringLookup, "a", "b"), ["b", "z"]),
+        (
+            lambda: looked_up(lambda: layers.IntegerLookup(vocabulary=[4, 6]), dtype="int64"),
+            [[4, 6, 9]],
+        ),
+        (lambda: looked_up(layers.TextVectorization, "a b c", "b b"), ["c z b"]),
+        (
+            lambda: looked_up(lambda: layers.TextVectorization(output_mode="count"), "a b", "b b"),
+            ["b z b"],
+        ),
+    ],
+    ids=["strings", "adapted", "integers", "text", "counts"],
+)
+def test_lookups_keep_their_vocabularies_there_and_back(make, inputs):
+    import tensorflow as tf
+
+    model, inputs = make(), tf.constant(inputs)
+    inputs = tf.cast(inputs, "int64") if inputs.dtype == tf.int32 else inputs
+    legacy = to_tf_keras(model)
+    for made in (legacy, from_tf_keras(legacy)):
+        np.testing.assert_array_equal(outputs(made, inputs)[0], outputs(model, inputs)[0])
 
 
 def test_stateful_layer_begins_without_a_state(random):
@@ -393,6 +467,11 @@ def with_lora():
     return model
 
 
+def with_input(**arguments):
+    start = keras.Input((4,), name="odd", **arguments)
+    return keras.Model(start, layers.Dense(2)(start))
+
+
 def of_operations(function):
     start = keras.Input((4,))
     return keras.Model(start, function(start))
@@ -405,6 +484,8 @@ def of_operations(function):
         (lambda: sequential(layers.Lambda(lambda x: x), shape=(4,)), "Lambda"),
         (lambda: sequential(layers.Dense(2, activation="glu"), shape=(4,)), r"`activation`.*'glu'"),
         (lambda: sequential(layers.Dense(2, activation=lambda x: x), shape=(4,)), "`activation`"),
+        (lambda: with_input(sparse=True), r"`sparse` of input 'odd'.*Received: sparse=True"),
+        (lambda: with_input(optional=True), r"`optional` of input 'odd'.*Received: optional=True"),
         (with_lora, "`lora_rank` of layer 'adapted'.*Received: lora_rank=2"),
         (quantized, "is quantized.*before `model.quantize`"),
         (lambda: of_operations(keras.ops.cumsum), r"class Cumsum.*has no counterpart.*custom_laye"),

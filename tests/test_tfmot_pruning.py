@@ -129,6 +129,15 @@ def test_no_zero_takes_the_place_of_a_weight_that_is_smaller_than_a_step(data):
     assert np.mean(after == 0) == pytest.approx(0.8, abs=1e-3)
 
 
+@pytest.mark.parametrize("units", [1, 4])
+def test_blocks_as_wide_as_a_weight_are_an_error_before_the_training(units):
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(units, name="narrow")])
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, begin_step=0)
+    message = rf"`block_size`.*pruning_policy.*Received.*\(1, 4\).*\(8, {units}\).*'narrow'"
+    with pytest.raises(ValueError, match=message):
+        prune_low_magnitude(model, schedule, block_size=(1, 4))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{"block_size": (4, 1)}, {"sparsity_m_by_n": (2, 4)}])
 def test_zeros_stay_where_the_schedule_prunes_in_blocks(arguments, data):

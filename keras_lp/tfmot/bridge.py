@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.comparing import compare, is_functional
-from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
+from keras_lp.optional import check_tf_keras_is_built, import_tf_keras, is_tf_keras_model
 from keras_lp.sparsity.report import check_model
 from keras_lp.tfmot.graph import (
     calls_in_keras,
@@ -24,6 +24,7 @@ from keras_lp.tfmot.graph import (
     with_tensors,
 )
 from keras_lp.tfmot.layers import (
+    LOOKUPS,
     Direction,
     convert_layer,
     errors_name,
@@ -35,6 +36,7 @@ from keras_lp.tfmot.operations import call_in_keras, call_in_tf_keras, operation
 # Largest difference of two outputs, as a share of the largest output. Backends and fused
 # operations differ in the last digits; another function differs in the first.
 _TOLERANCE = 1e-3
+_NUDGE = 1e-5  # of inputs, as much as the rounding of some layers
 
 
 def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = None) -> Any:
@@ -195,6 +197,7 @@ class _Rebuilding:
     def _call(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         layers = self._direction.source.layers
         if isinstance(operation, layers.InputLayer):
+            _check_input(operation, self._direction)
             return self._make_input(operation.output, operation.name)
         if not isinstance(operation, layers.Layer):
             kind, settings = type(operation).__name__, dict(operation.get_config())
@@ -234,7 +237,25 @@ def _check_custom(custom_layers: Any, direction: Direction) -> Mapping[type, typ
     return custom_layers
 
 
+def _check_input(layer: Any, direction: Direction) -> None:
+    """Raises ValueError for an input that the target has no like of."""
+    for argument in ("sparse", "optional", "ragged"):
+        if getattr(layer, argument, False):
+            raise ValueError(
+                f"Argument `{argument}` of input {layer.name!r} has no counterpart in "
+                f"{direction.target_name}. Make the model with an input without it. "
+                f"Received: {argument}=True"
+            )
+
+
 def _copy_weights(layer: Any, copy: Any) -> None:
+    if type(layer).__name__ in LOOKUPS:
+        return
+    if isinstance(layer, (keras.layers.Bidirectional, import_tf_keras().layers.Bidirectional)):
+        # One of the two may be frozen, which puts its weights behind the others.
+        for name in ("forward_layer", "backward_layer"):
+            _copy_weights(getattr(layer, name), getattr(copy, name))
+        return
     weights = layer.get_weights()
     shapes, others = ([w.shape for w in one] for one in (weights, copy.get_weights()))
     if shapes != others:
@@ -270,7 +291,7 @@ def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
         scale = np.max(np.abs(expected), initial=0.0)
         return bool(np.max(np.abs(expected - output), initial=0.0) <= _TOLERANCE * scale)
 
-    same, reason = compare(model, run, is_same)
+    same, reason = compare(model, run, is_same, _NUDGE)
     if same is False:
         raise ValueError(
             f"The {made} model computes something else than the given one. Some layer means "

@@ -22,6 +22,10 @@ _NO_EFFECT = {
     "trainable",  # It is set afterwards, where the constructor does not take it.
 }
 _IN_KWARGS = {"zero_output_for_mask"}  # of recurrent layers in tf_keras
+# Which tf_keras takes, keeps as attributes and leaves out of its configs.
+_NOT_IN_CONFIG = {"AlphaDropout": "noise_shape", "BatchNormalization": "synchronized"}
+# They take their vocabularies as arguments, of which they make what tf_keras counts as weights.
+LOOKUPS = {"IntegerLookup", "StringLookup", "TextVectorization"}
 _KEEPS_IMAGES_LAST = {"data_format": "channels_last"}  # the same as to lack the argument
 
 
@@ -88,7 +92,7 @@ def convert_layer(
     renamed = direction.renamed.get(type(layer).__name__, {})
     known, defaults = parameters(kind), parameters(type(layer))
     arguments = {}
-    for name, value in layer.get_config().items():
+    for name, value in _config(layer).items():
         if renamed.get(name, name) in known:
             arguments[renamed.get(name, name)] = _convert(
                 name, value, layer, direction, custom_layers, convert_model
@@ -103,6 +107,19 @@ def convert_layer(
             )
     with errors_name(layer, direction):
         return kind(**arguments)
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """The arguments of a layer's constructor, by name."""
+    config = dict(layer.get_config())
+    kind = type(layer).__name__
+    if kind in LOOKUPS:
+        config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
+        del config["dtype"]  # It has no effect in Keras 3, and tf_keras takes no float everywhere.
+    missing = _NOT_IN_CONFIG.get(kind)
+    if missing is not None and missing not in config:
+        config[missing] = getattr(layer, missing)
+    return config
 
 
 @contextlib.contextmanager

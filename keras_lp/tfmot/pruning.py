@@ -4,7 +4,8 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ def prune_low_magnitude(
         may_add = pruning_schedule is not None and (policy is None or policy.allow_pruning(layer))
         if not may_add:
             return wrapper_class()(layer, never, masked=masked)
+        _check_blocks(layer, masked, arguments.get("block_size"))
         return wrapper_class()(layer, pruning_schedule, masked=masked, **arguments)
 
     made = clone(legacy, clone_function=wrap)
@@ -111,6 +113,21 @@ def _check_arguments(api: Any, schedule: Any, arguments: Mapping[str, Any]) -> N
             f"Argument `{name}` is none of `tfmot.sparsity.keras.prune_low_magnitude`, which takes "
             f"{', '.join(sorted(known))}. Received: {name}={arguments[name]!r}"
         )
+
+
+def _check_blocks(layer: Any, masked: Sequence[int], block_size: Any) -> None:
+    """Raises ValueError for a weight one block wide or high; TF-MOT fails at it in `fit`."""
+    if block_size is None or tuple(block_size) == (1, 1):
+        return
+    for weight in (layer.weights[position] for position in masked):
+        sizes = tuple(weight.shape)
+        if len(sizes) != 2 or any(map(operator.le, sizes, block_size)):
+            raise ValueError(
+                "Argument `block_size` needs 2-D weights of several blocks in each direction. "
+                "Choose smaller blocks, or leave the layer out by a `pruning_policy`. Received: "
+                f"block_size={tuple(block_size)}, and weights of shape {sizes} in layer "
+                f"{layer.name!r}"
+            )
 
 
 def _masked_weights(layer: Any, wrapped_by_tfmot: Any) -> list[int]:
