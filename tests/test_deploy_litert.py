@@ -361,7 +361,7 @@ def test_error_beyond_the_tolerance_is_an_error_and_harms_nothing(model, old_fil
 
 
 def test_file_that_does_not_load_is_an_error_and_harms_nothing(model, old_file, monkeypatch):
-    monkeypatch.setattr(litert, "convert", lambda *args, **kwargs: b"no flatbuffer")
+    monkeypatch.setattr(litert, "convert", lambda *args, **kwargs: [b"no flatbuffer"])
     with pytest.raises(RuntimeError, match="does not load in LiteRT"):
         export_tflite(model, old_file, sparse=False)
 

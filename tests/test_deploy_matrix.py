@@ -1,6 +1,7 @@
 """Every quantization of four kinds of models, sparse and dense, from every backend."""
 
 import importlib.util
+import subprocess
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from deployable import cnn, examples, feed_of, mlp, pruned, transformer, two_inp
 
 import keras_lp
 from keras_lp import export_tflite
+from keras_lp.deploy import converting
 
 # On the other backends the converter runs in a process of its own, if it is there at all.
 pytestmark = [
@@ -47,6 +49,23 @@ def test_file_is_verified_or_refused_with_the_remedy(make, quantization, sparse,
     assert result.bytes == path.stat().st_size
     if sparse or quantization:
         assert result.bytes < 0.85 * result.dense_bytes
+
+
+@pytest.mark.backend("jax", "torch")
+def test_conversion_process_that_is_killed_is_an_error_and_harms_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+
+    def killed(command, *, check, capture_output, **arguments):
+        process = subprocess.Popen(command, stdout=-1, stderr=-1, **arguments)
+        process.kill()
+        return subprocess.CompletedProcess(command, process.wait(), *process.communicate())
+
+    monkeypatch.setattr(converting.subprocess, "run", killed)
+    with pytest.raises(RuntimeError, match=r"nothing was written.*ended by SIGKILL.*memory"):
+        export_tflite(mlp(), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.backend("tensorflow")

@@ -58,7 +58,7 @@ def schema():
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoded_file_computes_what_the_dense_file_computes(kind, quantization):
     for sparsity in (0.5, 0.985):
-        dense = convert(make(kind, sparsity), quantization)
+        (dense,) = convert(make(kind, sparsity), [quantization])
         sparse = encode_zeros(dense)
         x = np.random.default_rng(1).normal(size=(3, *KINDS[kind][1])).astype("float32")
         for delegate in (True, False):
@@ -77,7 +77,7 @@ def test_embedding_is_encoded_too(quantization):
     random = np.random.default_rng(0)
     for variable in (model.layers[0].embeddings, model.layers[1].kernel):
         variable.assign(np.where(random.random(variable.shape) < 0.9, 0, 1))
-    dense = convert(model, quantization)
+    (dense,) = convert(model, [quantization])
     sparse = encode_zeros(dense)
     x = random.integers(0, 200, size=(4, 5)).astype("int32")
     for delegate in (True, False):
@@ -95,7 +95,7 @@ def test_positions_beyond_16_bits_are_right(shape, quantization):
     kernel = np.where(random.random(shape) < 0.85, 0, random.normal(size=shape))
     model.layers[0].kernel.assign(kernel)
     assert np.count_nonzero(kernel) > 2**16
-    dense = convert(model, quantization)
+    (dense,) = convert(model, [quantization])
     sparse = encode_zeros(dense)
     assert len(sparse) < 0.6 * len(dense)
     x = random.normal(size=(2, shape[0])).astype("float32")
@@ -103,19 +103,19 @@ def test_positions_beyond_16_bits_are_right(shape, quantization):
 
 
 def test_file_of_a_model_without_zeros_stays_as_it_is():
-    dense = convert(make("dense", 0), None)
+    (dense,) = convert(make("dense", 0), [None])
     assert encode_zeros(dense) is dense
 
 
 def test_model_of_all_zeros_runs():
-    dense = convert(make("convolution", 1), None)
+    (dense,) = convert(make("convolution", 1), [None])
     sparse = encode_zeros(dense)
     x = np.ones((2, 12, 12, 3), "float32")
     np.testing.assert_array_equal(run(sparse, x, True), run(dense, x, True))
 
 
 def test_data_of_tensors_stay_aligned_to_16_bytes():
-    dense = convert(make("dense of odd sizes", 0.9), "float16")
+    (dense,) = convert(make("dense of odd sizes", 0.9), ["float16"])
     sparse = encode_zeros(dense)
     assert sparse is not dense
     model = schema().Model.GetRootAs(sparse, 0)
@@ -127,7 +127,7 @@ def test_data_of_tensors_stay_aligned_to_16_bytes():
 
 
 def test_buffer_that_several_tensors_share_is_left_alone():
-    dense = convert(make("dense", 0.9), None)
+    (dense,) = convert(make("dense", 0.9), [None])
     model = schema().ModelT.InitFromObj(schema().Model.GetRootAs(dense, 0))
     (graph,) = model.subgraphs
     weights = [t for t in graph.tensors if t.shape is not None and list(t.shape) == [128, 64]]

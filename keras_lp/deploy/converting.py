@@ -1,7 +1,7 @@
-"""From a Keras model to the bytes of a `.tflite` file with dense weights.
+"""From a Keras model to the bytes of `.tflite` files with dense weights.
 
 The converter is TensorFlow's. Under another backend it runs in a process of its own, which
-gets the model as a `.keras` file and gives the bytes back as a file:
+gets the model as a `.keras` file and gives the bytes back as files:
 
     KERAS_BACKEND=tensorflow python -m keras_lp.deploy.converting FOLDER
 """
@@ -26,29 +26,29 @@ from keras_lp.optional import require
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 # Files in the folder that a process of its own is given.
 _MODEL, _SAMPLES, _REQUEST = "model.keras", "samples.npz", "request.json"
-_RESULT, _ERROR = "model.tflite", "error.txt"
+_RESULT, _ERROR = "{}.tflite", "error.txt"
 
 Samples = Sequence[dict[str, np.ndarray]]
 
 
 def convert(
     model: keras.Model,
-    quantization: str | None = None,
+    quantizations: Sequence[str | None] = (None,),
     samples: Samples = (),
     batch_size: int | None = None,
-) -> bytes:
+) -> list[bytes]:
     """Converts a model, with dense weights.
 
     Args:
         model: A built model.
-        quantization: One of `QUANTIZATIONS`.
+        quantizations: Of `QUANTIZATIONS`, one for each file.
         samples: For "int8", inputs by their names in the file, each with a batch dimension, of
             which the ranges of activations are taken.
         batch_size: Number of examples that the file takes at once; `None` for that of the
             model, which is any number unless it says another.
 
     Returns:
-        The bytes of the file.
+        The bytes of each file.
 
     Raises:
         RuntimeError: If the conversion fails, with what the converter said.
@@ -56,23 +56,32 @@ def convert(
     is_here = keras.backend.backend() == "tensorflow"
     run = _convert_here if is_here else _convert_in_a_process
     try:
-        return run(model, quantization, samples, batch_size)
+        return run(model, quantizations, samples, batch_size)
     except ImportError:
         raise
     except Exception as error:
         raise RuntimeError(
             "The model could not be converted to LiteRT, nothing was written. "
-            f"Received: model={model.name!r}, quantization={quantization!r}. "
+            f"Received: model={model.name!r}, quantization={quantizations[-1]!r}. "
             f"The converter said: {error}"
         ) from error
 
 
 def _convert_here(
     model: keras.Model,
-    quantization: str | None,
+    quantizations: Sequence[str | None],
     samples: Samples,
     batch_size: int | None,
     names: Sequence[str] = (),
+) -> list[bytes]:
+    signature = None
+    if batch_size is not None or names:
+        signature = _signature(model, batch_size, names)
+    return [_export(model, quantization, samples, signature) for quantization in quantizations]
+
+
+def _export(
+    model: keras.Model, quantization: str | None, samples: Samples, signature: Any
 ) -> bytes:
     tf = require("tensorflow", "tensorflow")
     options: dict[str, Any] = {}
@@ -83,12 +92,12 @@ def _convert_here(
     if quantization == "int8":
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]}
         options["representative_dataset"] = lambda: iter(samples)
-    if batch_size is not None or names:
-        options["input_signature"] = _signature(model, batch_size, names)
+    if signature is not None:
+        options["input_signature"] = signature
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # TensorFlow's own use of it, while it looks at the samples.
         warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
-        file = Path(folder) / _RESULT
+        file = Path(folder) / _RESULT.format("model")
         model.export(str(file), format="litert", verbose=False, **options)
         return file.read_bytes()
 
@@ -113,21 +122,24 @@ def _names_of_inputs(model: keras.Model) -> list[str]:
 
 
 def _convert_in_a_process(
-    model: keras.Model, quantization: str | None, samples: Samples, batch_size: int | None
-) -> bytes:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    model: keras.Model,
+    quantizations: Sequence[str | None],
+    samples: Samples,
+    batch_size: int | None,
+) -> list[bytes]:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         model.save(folder / _MODEL, include_optimizer=False)
         arrays = {f"{n}/{key}": a for n, sample in enumerate(samples) for key, a in sample.items()}
         np.savez(folder / _SAMPLES, allow_pickle=False, **arrays)
         request = {
-            "quantization": quantization,
+            "quantizations": list(quantizations),
             "batch_size": batch_size,
             "names": _names_of_inputs(model),  # Keras gives inputs without one another name.
         }
         (folder / _REQUEST).write_text(json.dumps(request))
         process = subprocess.run(
-            [sys.executable, "-m", "keras_lp.deploy.converting", name],
+            [sys.executable, "-m", "keras_lp.deploy.converting", place],
             env={
                 **os.environ,
                 "KERAS_BACKEND": "tensorflow",
@@ -139,7 +151,8 @@ def _convert_in_a_process(
             check=False,
         )
         if process.returncode == 0:
-            return (folder / _RESULT).read_bytes()
+            names = map(_RESULT.format, range(len(quantizations)))
+            return [(folder / name).read_bytes() for name in names]
         raise RuntimeError(
             f"{_reason(process, folder / _ERROR)} (in a process with the TensorFlow backend, which "
             "needs the extra `tensorflow` and finds custom classes in modules, not in the script "
@@ -152,7 +165,8 @@ def _reason(process: subprocess.CompletedProcess, error: Path) -> str:
     if error.exists():
         return error.read_text(encoding="utf-8")
     if process.returncode < 0:
-        return f"the process was ended by {signal.Signals(-process.returncode).name}"
+        name = signal.Signals(-process.returncode).name
+        return f"the process was ended by {name}, as the system does where memory runs out"
     return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
 
 
@@ -172,8 +186,9 @@ def main(name: str) -> int:
         request = json.loads((folder / _REQUEST).read_text())
         # Not safe mode: the model is the caller's own object, not a foreign file.
         model = keras.models.load_model(folder / _MODEL, compile=False, safe_mode=False)
-        data = _convert_here(model, samples=_samples_in(folder / _SAMPLES), **request)
-        (folder / _RESULT).write_bytes(data)
+        files = _convert_here(model, samples=_samples_in(folder / _SAMPLES), **request)
+        for number, data in enumerate(files):
+            (folder / _RESULT.format(number)).write_bytes(data)
     except Exception as error:
         (folder / _ERROR).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         return 1

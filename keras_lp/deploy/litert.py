@@ -165,7 +165,9 @@ def export_tflite(
     tolerance = _TOLERANCES[quantization] if tolerance is None else tolerance
     require("ai_edge_litert.interpreter", "deploy")
 
-    dense = convert(model, batch_size=batch_size)
+    # The samples for int8 are read as the dense file takes them.
+    at_once = [None] if quantization in (None, "int8") else [None, quantization]
+    dense, *others = convert(model, at_once, batch_size=batch_size)
     if batch_size is not None:
         _check_batch(dense, batch_size)
     samples: list[Feed] = []
@@ -173,7 +175,8 @@ def export_tflite(
         details = check_loads(dense, "default").get_input_details()
         samples, first = samples_of(model, details, representative_dataset)
         inputs = first if inputs is None else inputs
-    data = dense if quantization is None else convert(model, quantization, samples, batch_size)
+        others = convert(model, [quantization], samples, batch_size)
+    data = others[0] if others else dense
     encoded = encode_zeros(data) if sparse else data
     has_sparse_int8 = encoded is not data and quantization in ("dynamic", "int8")
     runner = check_loads(encoded, runtime, _SPARSE_INT8 if has_sparse_int8 else "")
