@@ -51,14 +51,26 @@ def quiet_on_the_command_line() -> Iterator[None]:
         yield
         return
     os.environ.setdefault(_LEVEL, "3")
+    _open_standard_streams()
     try:
         with quiet():
             yield
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # The second for a backend that there is not.
         sys.exit(
             f"Error: Keras could not be imported: {error}. Install a backend, such as "
             "pip install 'keras-lp[tensorflow]', or name one that is installed in KERAS_BACKEND"
         )
+
+
+def _open_standard_streams() -> None:
+    """Opens those that the process was started without, as daemons and `>&-` do, to nothing."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free, so this one.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r"))  # noqa: SIM115
 
 
 def _copy(descriptor: int) -> TextIO:

@@ -375,6 +375,7 @@ def test_file_of_another_kind_is_an_error(command, tmp_path):
     [
         ({"features": np.ones((9, 7))}, r"--representative must .*\(-1, 8\).*shape \(9, 7\)"),
         ({"a": np.ones((9, 8)), "b": np.ones(9)}, r"each input of the model, features.*a, b"),
+        ({"features": np.full((9, 8), np.inf)}, r"--representative must hold finite.*72 of 72"),
         ({"features": np.array([{}])}, r"cannot be read: Object arrays .*`numpy\.savez"),
         ({}, r"holds no arrays\. Write it with `numpy\.savez"),
     ],
@@ -385,6 +386,24 @@ def test_representative_dataset_that_does_not_fit_is_an_error_and_harms_nothing(
     out = unchanged("model.tflite")
     options = ["--quantize", "int8", "--representative", data(**arrays)]
     assert re.search(message, error_of(command("export", saved, out, *options)))
+
+
+def test_labels_beside_the_inputs_are_left_aside(command, saved, tmp_path, data, batches):
+    arrays = data(x=batches[0], labels=batches[1])
+    options = ["--quantize", "int8", "--representative", arrays, "--inputs", arrays]
+    assert command("export", saved, tmp_path / "m.tflite", *options).code == 0
+
+
+def test_arrays_may_have_the_names_of_the_keys_that_a_model_takes(command, tmp_path, data):
+    a, b = keras.Input((4,), name="first"), keras.Input((4,), name="second")
+    with pytest.warns(UserWarning, match="all keys in the dict must match"):
+        model = keras.Model({"q": a, "p": b}, keras.layers.Dense(2)(a - b))
+    model.save(tmp_path / "model.keras")
+    x = np.random.default_rng(0).random((2, 20, 4), "float32")
+    for names in (("q", "p"), ("first", "second")):
+        inputs = ["--inputs", data(**dict(zip(names, x, strict=True)))]
+        ended = command("export", tmp_path / "model.keras", tmp_path / "m.tflite", *inputs)
+        assert ended.code == 0, ended
 
 
 def test_representative_dataset_that_is_no_npz_file_is_an_error(command, saved, unchanged):
@@ -499,6 +518,12 @@ def test_process_without_a_backend_says_how_to_get_one(saved):
     assert re.search(r"Keras could not be imported: .*pip install 'keras-lp\[tensorflow\]'", line)
 
 
+@pytest.mark.slow
+def test_backend_that_there_is_not_is_one_line(saved):
+    line = error_of(process("report", saved, KERAS_BACKEND="nope"))
+    assert re.search(r"Keras could not be imported: .*nope.*KERAS_BACKEND", line)
+
+
 def no_torch(saved):
     """The path for modules, where torch is one that cannot be imported."""
     folder = saved.parent / "modules"
@@ -508,6 +533,58 @@ def no_torch(saved):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_result_that_cannot_be_printed_is_one_line(saved):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "keras_lp", "report", saved],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    (line,) = run.stderr.splitlines()
+    assert run.returncode == 1
+    assert line == "Error: The result could not be printed to stdout: No space left on device"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_process_without_a_standard_stream_does_its_work(saved, tmp_path, closed):
+    out = tmp_path / "stripped.keras"
+    command = [sys.executable, "-m", "keras_lp", "strip", saved, out]
+    shell = f'"$@" {closed}'
+    run = subprocess.run(["sh", "-c", shell, "sh", *command], capture_output=True, check=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert keras.models.load_model(out).count_params() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signal_interrupts_the_work_and_leaves_nothing(saved, unchanged, tmp_path_factory, name):
+    out, temporary = unchanged("model.tflite"), tmp_path_factory.mktemp("temporary")
+    script = (
+        "import os, signal, keras\n"
+        "export = keras.Model.export\n"
+        "def signalled(*args, **kwargs):\n"
+        "    export(*args, **kwargs)\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "keras.Model.export = signalled\n"
+        "from keras_lp.__main__ import main\n"
+        "raise SystemExit(main())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, "export", saved, out],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == "Error: Interrupted"
+    assert list(temporary.iterdir()) == []
+
+
 def test_reader_that_goes_away_is_no_traceback(saved):
     reading, writing = os.pipe()
     os.close(reading)

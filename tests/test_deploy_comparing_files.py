@@ -108,8 +108,18 @@ def test_inputs_of_several_names_reach_them_and_one_reaches_any(export, batches)
     [
         (np.ones((4, 7)), None, r"`inputs` must hold .*shape \(-1, 8\).*Received: shape \(4, 7\)"),
         ({"a": np.ones(1), "b": np.ones(1)}, None, r"each input of the files, features.*a, b"),
-        (np.ones((4, 8)), np.zeros(5), r"`labels` must hold an integer for each .*shape \(5,\)"),
+        (
+            np.full((4, 8), np.nan),
+            None,
+            r"`inputs` must hold finite numbers.*32 of 32",
+        ),
+        (np.ones((4, 8)), np.zeros(5), r"`labels` must hold a class from 0 to 2 .*shape \(5,\)"),
         (np.ones((4, 8)), np.array(list("abcd")), r"`labels` must hold .*dtype <U1"),
+        (np.ones((4, 8)), [1, 2, 3, 0], r"from 0 to 2 for each .*values from 0 to 3"),
+        (np.ones((4, 8)), [0.5, 1, 2, 0], r"from 0 to 2 for each .*dtype float64"),
+        (np.ones((4, 8)), [0, 1, 2, np.nan], r"from 0 to 2 for each .*dtype float64"),
+        (np.ones((4, 8)), np.eye(4), r"one-hot rows of 3\. Received: shape \(4, 4\)"),
+        (np.ones((4, 8)), [[0], [1, 2]], r"one-hot rows of 3\. Received: .*inhomogeneous"),
     ],
 )
 def test_data_that_does_not_fit_is_an_error(export, inputs, labels, message):
@@ -137,6 +147,45 @@ def test_files_that_cannot_be_compared_are_errors(export, tmp_path, batches):
     assert compare_tflite(several, several, x).agreement is None
     with pytest.raises(ValueError, match=r"`runtime` must be .*Received: runtime='fast'"):
         compare_tflite(path, path, x, runtime="fast")
+
+
+def test_labels_of_an_output_that_is_no_probability_are_an_error(export, batches):
+    model = classifier(1, None)
+    path = export("logits", model)
+    with pytest.raises(ValueError, match=r"must hold probabilities.*sigmoid.*outputs from -"):
+        compare_tflite(path, path, batches[0], batches[1] > 0)
+
+
+def test_outputs_that_are_no_numbers_are_an_error(tmp_path, batches):
+    model = classifier()
+    model.layers[-1].bias.assign([np.nan] * 3)
+    path = tmp_path / "nan.tflite"
+    export_tflite(model, path, verify=False)
+    with pytest.raises(RuntimeError, match=r"nan\.tflite gives outputs that are NaN or infinite"):
+        compare_tflite(path, path, batches[0])
+
+
+@fixes_batches
+def test_latency_is_of_one_example_in_runs_of_as_many(export, batches, monkeypatch):
+    paths = export("any", classifier()), export("fixed", classifier(), batch_size=4)
+    sizes = []
+
+    def latencies(runs, feed):
+        sizes.extend(len(run.keywords["features"]) for run in runs)
+        return [8.0, 4.0]
+
+    monkeypatch.setattr("keras_lp.deploy.comparing_files.latencies", latencies)
+    result = compare_tflite(*paths, batches[0])
+    assert sizes == [4, 4]
+    assert (result.first.latency, result.second.latency) == (2.0, 1.0)
+
+
+def test_what_is_no_file_is_an_error_that_names_the_argument(export, tmp_path, batches):
+    path = export("a", classifier())
+    with pytest.raises(TypeError, match=r"`first` must be the path of a \.tflite file.*Sequential"):
+        compare_tflite(classifier(), path, batches[0])
+    with pytest.raises(FileNotFoundError, match=r"`second` must be a file that exists.*none"):
+        compare_tflite(path, tmp_path / "none.tflite", batches[0])
 
 
 def test_quantized_inputs_are_an_error(tmp_path, batches):

@@ -6,7 +6,7 @@ import pytest
 from deployable import VERSION, examples, feed_of, fixes_batches, mlp, pruned, two_inputs
 from keras import layers
 
-from keras_lp import export_tflite
+from keras_lp import compare_tflite, export_tflite
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -97,6 +97,37 @@ def test_ranges_come_from_the_representative_dataset(tmp_path):
         export_tflite(model, tmp_path / "m.tflite", False, "int8", 0.01 * x, inputs=x)
 
 
+def open_sizes():
+    x = keras.Input((None, None, 3))
+    y = layers.Conv2D(8, 7, strides=2)(layers.Conv2D(8, 7, strides=2)(x))
+    return keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(y)))
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_model_of_images_of_any_size_runs_on_several(quantization, tmp_path):
+    model, path = pruned(open_sizes), tmp_path / "m.tflite"
+    images = np.random.default_rng(0).random((8, 40, 50, 3), "float32")
+    samples = images if quantization else None
+    result = export_tflite(model, path, quantization is None, quantization, samples)
+    assert result.max_abs_error < 0.02
+    runner = interpreter(path).get_signature_runner()
+    (name,) = runner.get_input_details()
+    for x in (images[:2], images[:1, :30, :30]):
+        (output,) = runner(**{name: x}).values()
+        np.testing.assert_allclose(output, model(x), atol=0.02)
+    assert compare_tflite(path, path, images).max_abs_difference == 0
+
+
+def test_dictionary_with_other_keys_than_the_inputs_names_is_taken_by_either(tmp_path):
+    a, b = keras.Input((4,), name="first"), keras.Input((4,), name="second")
+    with pytest.warns(UserWarning, match="all keys in the dict must match"):
+        model = keras.Model({"q": a, "p": b}, layers.Dense(2)(a - 2 * b))
+    x, y = np.random.default_rng(0).random((2, 20, 4), "float32")
+    for data in ({"q": x, "p": y}, {"first": x, "second": y}):
+        result = export_tflite(model, tmp_path / "m.tflite", False, "int8", data, inputs=data)
+        assert result.max_abs_error < 0.1
+
+
 @fixes_batches
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_batch_size_can_be_fixed(quantization, tmp_path):
@@ -142,6 +173,9 @@ def test_latency_is_measured_on_request_and_printed(tmp_path):
         ({"runtime": ["default"]}, r"`runtime` must be"),
         ({"batch_size": 0}, r"`batch_size` must be an integer >= 1.*batch_size=0"),
         ({"batch_size": 1.5}, r"`batch_size` must be an integer >= 1.*batch_size=1.5"),
+        ({"batch_size": True}, r"`batch_size` must be an integer >= 1.*batch_size=True"),
+        ({"quantization": np.ones(2)}, r"`quantization` must be None.*quantization=array"),
+        ({"tolerance": True}, r"`tolerance` must be a number >= 0.*tolerance=True"),
     ],
 )
 def test_bad_argument_is_an_error_that_names_value_and_remedy(arguments, message, tmp_path):
@@ -155,7 +189,16 @@ def test_bad_argument_is_an_error_that_names_value_and_remedy(arguments, message
     [
         (np.ones((3, 63)), r"shape \(-1, 64\) for input .*Received: shape \(3, 63\)"),
         (np.ones((0, 64)), r"non-empty array.*Received: shape \(0, 64\)"),
-        ([np.ones((3, 64)), np.ones(3)], r"`representative_dataset` must hold"),
+        ([np.ones((3, 64)), np.ones(3)], r"one array.*no labels.*`dataset\.map.*list of 2 arrays"),
+        (iter([(np.ones((3, 64)), np.ones(3))]), r"no labels.*Received: tuple of 2 arrays"),
+        (
+            [[0.0] * 63 + [np.inf]],
+            r"must hold finite numbers.*Received: 1 of 64",
+        ),
+        (
+            [[1, 2], [3]],
+            r"must hold numbers.*in one array.*Received: \[\[1, 2\], \[3\]\],",
+        ),
         (iter([]), r"at least 1 examples.*Received: no such batch"),
         ("data.npz", r"`representative_dataset` must hold numbers.*Received: 'data.npz'"),
     ],
@@ -164,6 +207,19 @@ def test_representative_dataset_that_does_not_fit_is_an_error(dataset, message, 
     with pytest.raises(ValueError, match=message):
         export_tflite(mlp(), tmp_path / "m.tflite", False, "int8", dataset)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sparse", "verify", "latency"])
+def test_flag_that_is_no_bool_is_an_error(name, tmp_path):
+    with pytest.raises(TypeError, match=rf"`{name}` must be True or False.*{name}='yes'"):
+        export_tflite(mlp(), tmp_path / "m.tflite", **{name: "yes"})
+
+
+@pytest.mark.parametrize("name", ["in put", "a:0", "_a", "self", "class"])
+def test_name_that_tensorflow_does_not_keep_is_an_error_before_the_conversion(name, tmp_path):
+    model = keras.Sequential([keras.Input((4,), name=name), layers.Dense(2)])
+    with pytest.raises(ValueError, match=rf"Names of inputs.*`keras\.Input\(name=.*'{name}'"):
+        export_tflite(model, tmp_path / "m.tflite")
 
 
 def test_inputs_of_different_numbers_of_examples_are_an_error(tmp_path):

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.deploy.comparing import is_functional
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -28,12 +30,23 @@ def read_arrays(path: Path) -> Arrays:
     return arrays
 
 
+LABELS = "labels"  # what their array is called, unless told
+
+
 def inputs_of(model: keras.Model, path: Path | None) -> Any:
-    """The inputs of a model from a file, where other arrays may be, such as labels."""
+    """The inputs of a model from a file, where other arrays may be, such as labels.
+
+    They are named as the model's inputs are, or as the keys of the dictionary that it takes.
+    """
     if path is None:
         return None
     arrays = read_arrays(path)
     names = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
+    if LABELS not in names and len(arrays) > 1:
+        arrays.pop(LABELS, None)
+    keys = list(model.input) if is_functional(model) and isinstance(model.input, dict) else names
+    if set(keys) <= set(arrays):
+        names = keys
     if len(arrays) == 1 and len(names) < 2:
         return next(iter(arrays.values()))
     missing = [name for name in names if name not in arrays]

@@ -5,11 +5,9 @@ from pathlib import Path
 import click
 
 from keras_lp.cli import options
-from keras_lp.cli.arrays import read_arrays
+from keras_lp.cli.arrays import LABELS, read_arrays
 from keras_lp.cli.working import working
 from keras_lp.deploy import compare_tflite
-
-_LABELS = "labels"
 
 
 @click.command()
@@ -26,7 +24,7 @@ _LABELS = "labels"
 @click.option(
     "--labels",
     metavar="NAME",
-    help=f"Name of the array of labels in --data. Default: {_LABELS}, if it is there.",
+    help=f"Name of the array of labels in --data. Default: {LABELS}, if it is there.",
 )
 @options.runtime
 @options.as_json
@@ -51,6 +49,6 @@ def compare(
                 f"`labels` must be a name in {inputs}, which has {', '.join(arrays)}. "
                 f"Received: {labels}"
             )
-        classes = arrays.pop(labels or _LABELS, None)
+        classes = arrays.pop(labels or LABELS, None)
         result = compare_tflite(first, second, arrays, classes, runtime=runtime)
     options.show(result, result.to_dict(), as_json)

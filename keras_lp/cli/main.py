@@ -1,8 +1,11 @@
 """The command `keras-lp`, its exit codes and its errors of one line."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -49,13 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        code = keras_lp_command.main(arguments, prog_name=_NAME, standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads any more; nor may Python complain of it at its end.
+        with _interrupted_by("SIGTERM", "SIGHUP"):
+            code = keras_lp_command.main(arguments, prog_name=_NAME, standalone_mode=False)
+            sys.stdout.flush()
+    except OSError as error:  # Of stdout; those of the work are click's by now.
+        # Python may not complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except click.Abort:
+        if isinstance(error, BrokenPipeError):  # Nobody reads any more.
+            return 1
+        return _fail(f"The result could not be printed to stdout: {error.strerror}", 1)
+    except (click.Abort, KeyboardInterrupt):
         return _fail("Interrupted", 1)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else _NAME
@@ -63,6 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     return code or 0
+
+
+@contextlib.contextmanager
+def _interrupted_by(*names: str) -> Iterator[None]:
+    """Makes signals interrupt the work, as Ctrl-C does, so that it cleans up after itself."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = [signal.signal(number, interrupt) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int) -> int:

@@ -31,8 +31,8 @@ class TfliteFile:
         path: Where it is.
         bytes: Its size.
         gzip_bytes: Its size after gzip, as it would travel.
-        latency: Median seconds of a run on one thread, with one example, or as many as the
-            file takes at once.
+        latency: Median seconds for an example on one thread: of a run with one, or with as
+            many as one of the files takes at once, by their number.
         accuracy: Share of examples that it classifies as their labels say; `None` without
             labels.
     """
@@ -102,7 +102,7 @@ def compare_tflite(
 
     A class is the index of the largest value along the last axis of a file's only output; an
     output of one column is a probability, and its class is whether it exceeds 0.5, where there
-    are labels.
+    are labels. Numbers that are NaN or infinite are an error.
 
     Args:
         first: Path of a file.
@@ -117,9 +117,11 @@ def compare_tflite(
         and `to_dict()`.
 
     Raises:
+        TypeError: If `first` or `second` is no path.
+        FileNotFoundError: If one of them does not exist.
         ValueError: If the inputs or the labels do not fit the files, or the outputs of the files
             not each other.
-        RuntimeError: If LiteRT does not run a file.
+        RuntimeError: If LiteRT does not run a file, or it gives NaN.
         ImportError: If LiteRT is not installed.
 
     Example:
@@ -127,7 +129,7 @@ def compare_tflite(
     >>> print(result)
     """
     check_runtime(runtime)
-    paths = [Path(first), Path(second)]
+    paths = [_path("first", first), _path("second", second)]
     runners = [_load(path, runtime) for path in paths]
     feeds = [_feed(runner.get_input_details(), inputs) for runner in runners]
     outputs = [
@@ -137,7 +139,7 @@ def compare_tflite(
     classes = [_classes(output, labels is not None) for output in outputs]
     accuracies: Sequence[float | None] = (None, None)
     if labels is not None:
-        accuracies = [_accuracy(each, labels) for each in classes]
+        accuracies = [_accuracy(*both, labels) for both in zip(outputs, classes, strict=True)]
     seconds = _latencies(runners, feeds)
     files = [
         TfliteFile(path, path.stat().st_size, _gzip_bytes(path), latency, accuracy)
@@ -150,6 +152,15 @@ def compare_tflite(
         agreement=None if classes[0] is None else float(np.mean(classes[0] == classes[1])),
         max_abs_difference=difference,
     )
+
+
+def _path(argument: str, value: Any) -> Path:
+    received = f"Received: {argument}={value!r}"
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"Argument `{argument}` must be the path of a .tflite file. {received}")
+    if not Path(value).is_file():
+        raise FileNotFoundError(f"Argument `{argument}` must be a file that exists. {received}")
+    return Path(value)
 
 
 def _load(path: Path, runtime: str) -> Any:
@@ -198,7 +209,13 @@ def _run(path: Path, runner: Any, feed: Feed) -> list[np.ndarray]:
         except Exception as error:
             raise RuntimeError(f"{path} does not run in LiteRT. LiteRT said: {error}") from error
     names = sorted(parts[0], key=natural_order)
-    return [np.concatenate([part[name] for part in parts])[:count] for name in names]
+    outputs = [np.concatenate([part[name] for part in parts])[:count] for name in names]
+    if not all(np.isfinite(array).all() for array in outputs if array.dtype.kind == "f"):
+        raise RuntimeError(
+            f"{path} gives outputs that are NaN or infinite, which cannot be compared. Look at the "
+            "weights of its model, and for inputs beyond what it was trained on"
+        )
+    return outputs
 
 
 def _largest_difference(outputs: list[np.ndarray], others: list[np.ndarray]) -> float:
@@ -221,32 +238,55 @@ def _classes(outputs: list[np.ndarray], has_labels: bool) -> np.ndarray | None:
     return None
 
 
-def _accuracy(classes: np.ndarray | None, labels: Any) -> float:
-    labels = np.asarray(labels)
+def _accuracy(outputs: list[np.ndarray], classes: np.ndarray | None, labels: Any) -> float:
+    """Share of the examples whose class is their label."""
     if classes is None:
         raise ValueError(
-            "Argument `labels` is for files with one output. Received: labels of shape "
-            f"{labels.shape} for files with several"
+            f"Argument `labels` is for files with one output. Received files with {len(outputs)}"
         )
-    if labels.ndim == classes.ndim + 1 and labels.shape[-1] > 1:
-        labels = np.argmax(labels, axis=-1)
-    if labels.dtype.kind not in "biuf" or labels.size != classes.size:
+    (output,) = outputs
+    width = output.shape[-1] if output.ndim > 1 else 1
+    if width == 1 and not np.all((output >= 0) & (output <= 1)):
         raise ValueError(
-            f"Argument `labels` must hold an integer for each example, shape {classes.shape}, or "
-            f"one-hot rows. Received: shape {labels.shape}, dtype {labels.dtype}"
+            "Argument `labels` is for outputs that are classes: one column must hold "
+            "probabilities. Leave the labels out, or add a sigmoid to the model. Received: "
+            f"outputs from {output.min():.3g} to {output.max():.3g}"
         )
-    return float(np.mean(classes == labels.reshape(classes.shape)))
+    count = max(width, 2)
+    try:
+        wanted = np.asarray(labels)
+    except ValueError as error:
+        raise ValueError(_not_classes(classes, count, f"{error}")) from error
+    if wanted.ndim == classes.ndim + 1 and wanted.shape[-1] == count:
+        wanted = np.argmax(wanted, axis=-1)
+    is_number = wanted.dtype.kind in "biuf" and wanted.size == classes.size
+    if not is_number or not np.all(np.isin(wanted, np.arange(count))):
+        received = f"shape {wanted.shape}, dtype {wanted.dtype}"
+        if is_number:
+            received += f", values from {wanted.min()} to {wanted.max()}"
+        raise ValueError(_not_classes(classes, count, received))
+    return float(np.mean(classes == wanted.reshape(classes.shape)))
+
+
+def _not_classes(classes: np.ndarray, count: int, received: str) -> str:
+    return (
+        f"Argument `labels` must hold a class from 0 to {count - 1} for each example, shape "
+        f"{classes.shape}, or one-hot rows of {count}. Received: {received}"
+    )
 
 
 def _latencies(runners: Sequence[Any], feeds: Sequence[Feed]) -> list[float]:
-    """Median seconds of a run of each file with its first examples."""
+    """Median seconds that each file takes for an example.
+
+    Where one of them takes some number at once, the other is given as many.
+    """
+    fixed = [fixed_size(runner.get_input_details()) for runner in runners]
+    sizes = [own or max(filter(None, fixed), default=1) for own in fixed]
     runs = []
-    for runner, feed in zip(runners, feeds, strict=True):
-        rows = np.minimum(
-            np.arange(fixed_size(runner.get_input_details()) or 1), example_count(feed) - 1
-        )
+    for runner, feed, size in zip(runners, feeds, sizes, strict=True):
+        rows = np.minimum(np.arange(size), example_count(feed) - 1)
         runs.append(functools.partial(runner, **{name: feed[name][rows] for name in feed}))
-    return latencies(runs, {})
+    return [run / size for run, size in zip(latencies(runs, {}), sizes, strict=True)]
 
 
 def _gzip_bytes(path: Path) -> int:

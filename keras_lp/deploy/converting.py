@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.comparing import is_functional, is_subclassed
+from keras_lp.deploy.comparing import essence, is_functional, is_subclassed
 from keras_lp.optional import require
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
@@ -63,7 +63,7 @@ def convert(
         raise RuntimeError(
             "The model could not be converted to LiteRT, nothing was written. "
             f"Received: model={model.name!r}, quantization={quantizations[-1]!r}. "
-            f"The converter said: {error}"
+            f"The converter said: {essence(error)}"
         ) from error
 
 
@@ -144,6 +144,7 @@ def _convert_in_a_process(
                 **os.environ,
                 "KERAS_BACKEND": "tensorflow",
                 "CUDA_VISIBLE_DEVICES": "-1",  # It would take memory from the training.
+                "TMPDIR": place,  # What TensorFlow leaves goes with the folder.
                 "PYTHONPATH": os.pathsep.join(sys.path),  # For modules of the caller's classes.
             },
             capture_output=True,
@@ -154,9 +155,7 @@ def _convert_in_a_process(
             names = map(_RESULT.format, range(len(quantizations)))
             return [(folder / name).read_bytes() for name in names]
         raise RuntimeError(
-            f"{_reason(process, folder / _ERROR)} (in a process with the TensorFlow backend, which "
-            "needs the extra `tensorflow` and finds custom classes in modules, not in the script "
-            "that was started)"
+            f"(in a process with the TensorFlow backend) {_reason(process, folder / _ERROR)}"
         )
 
 
@@ -167,7 +166,17 @@ def _reason(process: subprocess.CompletedProcess, error: Path) -> str:
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         return f"the process was ended by {name}, as the system does where memory runs out"
-    return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    return f"the process, which needs the extra `tensorflow`, ended with {last}"
+
+
+def _remark(error: Exception) -> str:
+    """What to do about an error that this process alone has."""
+    if isinstance(error, ImportError):
+        return "It needs the extra `tensorflow`. "
+    if "Could not locate" in str(error):
+        return "It finds custom classes in modules, not in the script that was started. "
+    return ""
 
 
 def _samples_in(path: Path) -> list[dict[str, np.ndarray]]:
@@ -190,7 +199,7 @@ def main(name: str) -> int:
         for number, data in enumerate(files):
             (folder / _RESULT.format(number)).write_bytes(data)
     except Exception as error:
-        (folder / _ERROR).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        (folder / _ERROR).write_text(_remark(error) + essence(error), encoding="utf-8")
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 Given ones are checked against what the file takes, random ones are made where none are given.
 """
 
+import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 from keras_lp.deploy.comparing import is_functional, is_subclassed
 
 _BATCH = 8  # random inputs, where the model leaves the batch size open
-_LENGTH = 16  # of the other dimensions that the model leaves open
 
 Details = dict[str, dict[str, Any]]  # What LiteRT says of the inputs of a file.
 Feed = dict[str, np.ndarray]
@@ -39,8 +39,19 @@ def feed_of(
     elif len(names) == 1 and not isinstance(inputs, dict):
         # An array, nested lists of numbers, or a list of one array.
         rank = len(details[names[0]]["shape_signature"])
-        is_wrapped = isinstance(inputs, (list, tuple)) and len(inputs) == 1
-        arrays = [inputs[0] if is_wrapped and np.ndim(inputs[0]) == rank else inputs]
+        holds_batches = isinstance(inputs, (list, tuple)) and _rank(inputs[0]) == rank
+        if holds_batches and len(inputs) > 1:
+            raise ValueError(
+                f"Argument `{argument}` must hold one array for a model with one input, and no "
+                "labels, which `dataset.map(lambda x, y: x)` leaves out. Received: "
+                f"{type(inputs).__name__} of {len(inputs)} arrays"
+            )
+        arrays = [inputs[0] if holds_batches else inputs]
+    elif isinstance(inputs, dict) and is_functional(model) and set(inputs) != _keys(model):
+        raise ValueError(
+            f"Argument `{argument}` must hold an array for each input of the model by its name, "
+            f"{', '.join(names)}. Received: arrays {', '.join(map(str, inputs))}"
+        )
     else:
         arrays = keras.tree.flatten(inputs)
     if len(arrays) != len(names):
@@ -82,8 +93,10 @@ def fixed_size(details: Details) -> int | None:
     return max(sizes - {-1}, default=None)
 
 
-def as_the_model_takes_it(feed: Feed, inputs: Any) -> Any:
-    """The inputs that a feed was made of, where the model has one as an array."""
+def as_the_model_takes_it(model: keras.Model, feed: Feed, inputs: Any) -> Any:
+    """A feed in the structure that the model takes, or in that of the inputs it was made of."""
+    if is_functional(model):
+        return keras.tree.pack_sequence_as(model.input, list(feed.values()))
     is_single = len(feed) == 1 and not isinstance(inputs, dict)
     return next(iter(feed.values())) if is_single else inputs
 
@@ -127,6 +140,19 @@ def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:
         inputs = random_inputs(model, details, scale=1.0, seed=0)
     feed = feed_of(model, details, inputs)
     return feed if fixed_size(details) else {name: array[:1] for name, array in feed.items()}
+
+
+def _keys(model: Any) -> set[Any]:
+    """Keys of the dictionary that a functional model takes; none where it takes another thing."""
+    return set(model.input) if isinstance(model.input, dict) else set()
+
+
+def _rank(value: Any) -> int | None:
+    """Number of dimensions; `None` for what makes no array."""
+    try:
+        return np.ndim(value)
+    except ValueError:
+        return None
 
 
 def _first_examples(batch: Any, feed: Feed, count: int) -> Any:
@@ -192,7 +218,8 @@ def _checked(argument: str, name: str, detail: dict[str, Any], value: Any) -> np
         array = np.asarray(value, dtype=detail["dtype"])
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"Argument `{argument}` must hold numbers for input {name!r}. Received: {value!r}"
+            f"Argument `{argument}` must hold numbers for input {name!r}, in one array. Received: "
+            f"{reprlib.repr(value)}, of which NumPy says: {error}"
         ) from error
     fits = array.ndim == len(expected) and all(
         want in (-1, got) for want, got in zip(expected, array.shape, strict=True)
@@ -201,6 +228,12 @@ def _checked(argument: str, name: str, detail: dict[str, Any], value: Any) -> np
         raise ValueError(
             f"Argument `{argument}` must hold a non-empty array of shape {expected} for input "
             f"{name!r}, where -1 is any size. Received: shape {array.shape}"
+        )
+    # TensorFlow ends the whole process on an infinite number among those for int8.
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(
+            f"Argument `{argument}` must hold finite numbers for input {name!r}. Received: "
+            f"{np.sum(~np.isfinite(array))} of {array.size} that are NaN or infinite"
         )
     return array
 
@@ -225,8 +258,9 @@ def _random_input(
     scale: float,
     vocabulary: int,
 ) -> np.ndarray:
-    first, *rest = detail["shape_signature"]
-    shape = [batch if first == -1 else first, *(_LENGTH if size == -1 else size for size in rest)]
+    # Where it is open, the size that LiteRT could begin with.
+    sizes = zip(detail["shape_signature"], (batch, *detail["shape"][1:]), strict=True)
+    shape = [own if given == -1 else given for given, own in sizes]
     dtype = np.dtype(detail["dtype"])
     if dtype.kind == "f":
         return (scale * random.normal(size=shape)).astype(dtype)

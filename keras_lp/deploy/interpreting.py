@@ -1,5 +1,6 @@
 """Running `.tflite` files in LiteRT, and how long they take."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from keras_lp.optional import require
 
 # With the default delegate, XNNPACK, as applications get it; or with LiteRT's own kernels.
 RUNTIMES = {"default": "AUTO", "no_delegate": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
+_SIZES = (16, 64, 256)  # to try for dimensions that a file leaves open
 _SECONDS = 1.0  # to measure for, at most, for each file
 _RUNS = (11, 101)  # to take the median over, at least and at most
 
@@ -27,8 +29,25 @@ def load(data: bytes, runtime: str = "default") -> Any:
     litert = require("ai_edge_litert.interpreter", "deploy")
     resolver = getattr(litert.OpResolverType, RUNTIMES[runtime])
     interpreter = litert.Interpreter(model_content=data, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
+    _allocate(interpreter)
     return interpreter.get_signature_runner()
+
+
+def _allocate(interpreter: Any) -> None:
+    """Prepares a file, with sizes that fit where it leaves dimensions open.
+
+    LiteRT begins with 1, which may be less than a convolution takes.
+    """
+    details = interpreter.get_input_details()
+    has_open = any(-1 in detail["shape_signature"][1:] for detail in details)
+    for size in _SIZES if has_open else ():
+        for detail in details:
+            first, *rest = detail["shape_signature"]
+            shape = [max(first, 1), *(size if one == -1 else one for one in rest)]
+            interpreter.resize_tensor_input(detail["index"], shape)
+        with contextlib.suppress(RuntimeError, ValueError):
+            return interpreter.allocate_tensors()
+    interpreter.allocate_tensors()
 
 
 def tensorflow_operations(data: bytes) -> list[str]:

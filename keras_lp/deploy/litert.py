@@ -6,7 +6,9 @@ what stood there before or a file that runs and agrees with the model.
 """
 
 import gzip
+import keyword
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_lp.deploy.comparing import is_subclassed
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
@@ -28,6 +31,7 @@ from keras_lp.sparsity.report import check_model
 # Largest error that verification accepts, as a share of the largest output. Broken files
 # are off by about 1; float16 keeps 11 bits of each weight, int8 8 of the largest.
 _TOLERANCES = {None: 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.2}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # XNNPACK prepares no operation whose int8 weights come from a DENSIFY (LiteRT 2.3).
 _SPARSE_INT8 = (
     "LiteRT's default interpreter takes no sparse int8 weights. Pass `sparse=False`, where gzip "
@@ -146,7 +150,7 @@ def export_tflite(
         `max_abs_error`, `latency` and `dense_latency`.
 
     Raises:
-        TypeError: If `model` is no Keras 3 model.
+        TypeError: If `model` is no Keras 3 model, or a flag is neither True nor False.
         ValueError: If the model is not built, an argument is out of range, or the inputs or
             the representative dataset do not fit the model.
         FileNotFoundError: If the folder of `path` does not exist.
@@ -160,7 +164,11 @@ def export_tflite(
     """
     check_model(model)
     path = check_path(path, ".tflite")
+    for name, flag in (("sparse", sparse), ("verify", verify), ("latency", latency)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"Argument `{name}` must be True or False. Received: {name}={flag!r}")
     _check_settings(quantization, representative_dataset, runtime, batch_size, tolerance)
+    _check_names(model)
     _check_batch_size(model, batch_size)
     tolerance = _TOLERANCES[quantization] if tolerance is None else tolerance
     require("ai_edge_litert.interpreter", "deploy")
@@ -201,7 +209,9 @@ def _check_settings(
     quantization: Any, representative_dataset: Any, runtime: Any, batch_size: Any, tolerance: Any
 ) -> None:
     """Raises ValueError if an argument is out of its range."""
-    if quantization not in QUANTIZATIONS:
+    if not (quantization is None or isinstance(quantization, str)) or (
+        quantization not in QUANTIZATIONS
+    ):
         raise ValueError(
             'Argument `quantization` must be None (float32 weights), "float16", "dynamic" (int8 '
             'weights) or "int8" (int8 weights and activations). '
@@ -215,16 +225,33 @@ def _check_settings(
             f"{type(representative_dataset).__name__}"
         )
     check_runtime(runtime)
-    if tolerance is not None and not (isinstance(tolerance, Real) and float(tolerance) >= 0):
+    if tolerance is not None and not (_is_number(tolerance, Real) and float(tolerance) >= 0):
         raise ValueError(
             "Argument `tolerance` must be a number >= 0, a share of the largest output. "
             f"Received: tolerance={tolerance!r}"
         )
-    if batch_size is not None and not (isinstance(batch_size, Integral) and int(batch_size) >= 1):
+    if batch_size is not None and not (_is_number(batch_size, Integral) and int(batch_size) >= 1):
         raise ValueError(
             "Argument `batch_size` must be an integer >= 1, or None for any number of examples. "
             f"Received: batch_size={batch_size!r}"
         )
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_names(model: keras.Model) -> None:
+    """Raises ValueError for a name of an input that TensorFlow cannot keep in the file."""
+    for tensor in () if is_subclassed(model) else model.inputs:
+        name = tensor.name
+        if not _NAME.fullmatch(name) or keyword.iskeyword(name) or name == "self":
+            raise ValueError(
+                "Names of inputs in a .tflite file begin with a letter from A to Z or a digit, go "
+                "on with those, `_`, `.` or `-`, and are no word of Python such as `class` or "
+                "`self`. Make the model with another one, `keras.Input(name=...)`. Received: "
+                f"model={model.name!r} with input {name!r}"
+            )
 
 
 def _check_batch(data: bytes, batch_size: int) -> None:

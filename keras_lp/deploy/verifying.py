@@ -17,6 +17,14 @@ from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.interpreting import load, tensorflow_operations
 
 _SCALES = (1.0, 100.0)  # of random inputs; the next if outputs do not depend on the inputs
+_HALF_PRECISION = (
+    "They come from layers that compute in half precision: set "
+    '`layer.dtype_policy = "float32"` before the export'
+)
+_SOURCES = {  # by a part of the names of the operations
+    "TensorList": "They come from a recurrent layer: make it with `unroll=True`",
+    "Table": "They come from a layer that looks words or numbers up: do so before the model",
+}
 _SLACK = 1e-6  # where all outputs are zero
 
 
@@ -33,12 +41,17 @@ def check_loads(data: bytes, runtime: str, remedy: str = "") -> Any:
         raise RuntimeError(
             _refusal(
                 "does not run",
-                f"It has operations that only TensorFlow knows: {', '.join(foreign)}. They come "
-                "from layers such as a recurrent one without `unroll=True`, or one that computes "
-                'in half precision (set `layer.dtype_policy = "float32"` before the export)',
+                f"It has operations that only TensorFlow knows: {', '.join(foreign)}. "
+                f"{_source_of(foreign)}",
             )
         )
     return runner
+
+
+def _source_of(operations: list[str]) -> str:
+    """What operations come from that only TensorFlow knows, and what to do."""
+    sources = [text for part, text in _SOURCES.items() if any(part in name for name in operations)]
+    return ". ".join(sources or [_HALF_PRECISION])
 
 
 def check_outputs(runner: Any, model: keras.Model, inputs: Any, tolerance: float) -> float:
@@ -82,7 +95,7 @@ def _run(model: keras.Model, runner: Any, inputs: Any) -> tuple[Any, Feed]:
 def _run_on(model: keras.Model, details: Any, inputs: Any) -> tuple[Any, Feed]:
     feed = feed_of(model, details, inputs)
     try:
-        return outputs_of(model, as_the_model_takes_it(feed, inputs)), feed
+        return outputs_of(model, as_the_model_takes_it(model, feed, inputs)), feed
     except Exception as error:
         raise ValueError(
             "The model cannot be called with the `inputs` to verify the file with. Pass `inputs` "
@@ -114,6 +127,14 @@ def _compare(name: str, output: np.ndarray, expected: np.ndarray, tolerance: flo
     if output.shape != expected.shape:
         raise RuntimeError(
             _refusal(f"has output {name!r} of shape {output.shape}", f"Keras: {expected.shape}")
+        )
+    if expected.dtype.kind == "f" and not np.isfinite(expected).all():
+        raise RuntimeError(
+            _refusal(
+                "cannot be compared with the model",
+                f"The model's own output {name!r} is NaN or infinite at some of the inputs. Look "
+                "for weights that are, or pass `inputs` of the range the model was trained on",
+            )
         )
     expected = expected.astype("float64")
     error = float(np.max(np.abs(output - expected), initial=0.0))
