@@ -103,6 +103,14 @@ def open_sizes():
     return keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(y)))
 
 
+def test_model_of_texts_up_to_a_length_is_verified(tmp_path):
+    text = keras.Input((None,), dtype="int32")
+    position = keras.ops.cumsum(keras.ops.ones_like(text), axis=1) - 1
+    x = layers.Embedding(9, 4)(text) + layers.Embedding(20, 4)(position)
+    result = export_tflite(keras.Model(text, layers.Dense(2)(x)), tmp_path / "m.tflite")
+    assert result.max_abs_error < 1e-5
+
+
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_model_of_images_of_any_size_runs_on_several(quantization, tmp_path):
     model, path = pruned(open_sizes), tmp_path / "m.tflite"

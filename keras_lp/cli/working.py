@@ -14,6 +14,7 @@ from keras_lp.quiet import quiet
 
 # Errors that the library raises on purpose; the kind of any other one says something.
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+_ERRNO = re.compile(r"^\[Errno \d+\] ")  # The text after it says the same.
 _IN_BACKTICKS = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 
@@ -32,7 +33,9 @@ def working(description: str) -> Iterator[Callable[[str], None]]:
     except KeyboardInterrupt as error:
         raise click.Abort from error
     except Exception as error:
-        message = str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"
+        message = _ERRNO.sub("", str(error))
+        if not isinstance(error, _EXPECTED):
+            message = f"{type(error).__name__}: {message}"
         raise click.ClickException(_in_words_of(click.get_current_context(), message)) from error
 
 

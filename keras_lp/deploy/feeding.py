@@ -13,6 +13,9 @@ import numpy as np
 from keras_lp.deploy.comparing import is_functional, is_subclassed
 
 _BATCH = 8  # random inputs, where the model leaves the batch size open
+# To try for other dimensions that it leaves open. Old versions of TensorFlow and LiteRT do not
+# notice where convolutions take more, so not the least first.
+LENGTHS = (64, 16, 256)
 
 Details = dict[str, dict[str, Any]]  # What LiteRT says of the inputs of a file.
 Feed = dict[str, np.ndarray]
@@ -173,10 +176,13 @@ def _split(feed: Feed, size: int) -> Iterator[Feed]:
         yield {name: array[start : start + size] for name, array in feed.items()}
 
 
-def random_inputs(model: keras.Model, details: Details, scale: float, seed: int) -> Any:
+def random_inputs(
+    model: keras.Model, details: Details, scale: float, seed: int, length: int = LENGTHS[0]
+) -> Any:
     """Random inputs in the structure that the model takes.
 
-    Normal ones times `scale`, and integers that every embedding of the model knows.
+    Normal ones times `scale`, and integers that every embedding of the model knows. Dimensions
+    that the model leaves open, besides the batch, are of size `length`.
     """
     names = _input_names(model, details)
     if len(names) > 1 and not is_functional(model):
@@ -189,10 +195,15 @@ def random_inputs(model: keras.Model, details: Details, scale: float, seed: int)
     batches = [None] if is_subclassed(model) else [tensor.shape[0] for tensor in model.inputs]
     random, vocabulary = np.random.default_rng(seed), _smallest_vocabulary(model)
     arrays = [
-        _random_input(random, name, details[name], batch or _BATCH, scale, vocabulary)
+        _random_input(random, name, details[name], (batch or _BATCH, length), scale, vocabulary)
         for name, batch in zip(names, batches, strict=True)
     ]
     return keras.tree.pack_sequence_as(model.input, arrays) if is_functional(model) else arrays[0]
+
+
+def has_open_sizes(details: Details) -> bool:
+    """Whether a file leaves dimensions open besides the batch."""
+    return any(-1 in detail["shape_signature"][1:] for detail in details.values())
 
 
 def shapes(feed: Feed) -> str:
@@ -254,13 +265,13 @@ def _random_input(
     random: np.random.Generator,
     name: str,
     detail: dict[str, Any],
-    batch: int,
+    lengths: tuple[int, int],
     scale: float,
     vocabulary: int,
 ) -> np.ndarray:
-    # Where it is open, the size that LiteRT could begin with.
-    sizes = zip(detail["shape_signature"], (batch, *detail["shape"][1:]), strict=True)
-    shape = [own if given == -1 else given for given, own in sizes]
+    batch, length = lengths
+    first, *rest = detail["shape_signature"]
+    shape = [batch if first == -1 else first, *(length if size == -1 else size for size in rest)]
     dtype = np.dtype(detail["dtype"])
     if dtype.kind == "f":
         return (scale * random.normal(size=shape)).astype(dtype)

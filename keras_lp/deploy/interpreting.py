@@ -1,8 +1,8 @@
 """Running `.tflite` files in LiteRT, and how long they take."""
 
-import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,26 +28,35 @@ def load(data: bytes, runtime: str = "default") -> Any:
     """The runner of a file's signature; raises an error of LiteRT's if it does not load."""
     litert = require("ai_edge_litert.interpreter", "deploy")
     resolver = getattr(litert.OpResolverType, RUNTIMES[runtime])
-    interpreter = litert.Interpreter(model_content=data, experimental_op_resolver_type=resolver)
-    _allocate(interpreter)
+    create = functools.partial(
+        litert.Interpreter, model_content=data, experimental_op_resolver_type=resolver
+    )
+    interpreter = create()
+    if any(-1 in detail["shape_signature"][1:] for detail in interpreter.get_input_details()):
+        return _with_sizes_that_fit(create).get_signature_runner()
+    interpreter.allocate_tensors()
     return interpreter.get_signature_runner()
 
 
-def _allocate(interpreter: Any) -> None:
-    """Prepares a file, with sizes that fit where it leaves dimensions open.
+def _with_sizes_that_fit(create: Callable[[], Any]) -> Any:
+    """An interpreter of a file that leaves dimensions open, ready to run.
 
-    LiteRT begins with 1, which may be less than a convolution takes.
+    LiteRT would begin with 1, which may be less than a convolution takes.
     """
-    details = interpreter.get_input_details()
-    has_open = any(-1 in detail["shape_signature"][1:] for detail in details)
-    for size in _SIZES if has_open else ():
-        for detail in details:
+    for size in _SIZES:
+        interpreter = create()  # Old versions crash in one that has failed.
+        for detail in interpreter.get_input_details():
             first, *rest = detail["shape_signature"]
             shape = [max(first, 1), *(size if one == -1 else one for one in rest)]
             interpreter.resize_tensor_input(detail["index"], shape)
-        with contextlib.suppress(RuntimeError, ValueError):
-            return interpreter.allocate_tensors()
-    interpreter.allocate_tensors()
+        try:
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError):
+            if size == _SIZES[-1]:
+                raise
+        else:
+            return interpreter
+    return None
 
 
 def tensorflow_operations(data: bytes) -> list[str]:
