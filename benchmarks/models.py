@@ -1,7 +1,7 @@
 """Models of the benchmarks that are there for their size, not for what they learn."""
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 
 def resnet18(shape=(32, 32, 3), classes=10):
@@ -28,3 +28,28 @@ def residual(x, filters, strides):
     if strides > 1 or x.shape[-1] != filters:
         x = convolution(x, filters, 1, strides, activation="linear")
     return layers.Activation("relu")(x + y)
+
+
+def mobilenet_v2():
+    """MobileNetV2 for ImageNet: 3.5 million weights in 158 variables, most of them small."""
+    return keras.applications.MobileNetV2(weights=None)
+
+
+def transformer(depth=8, width=1024, vocabulary=4096, length=32):
+    """A causal transformer with 109 million weights, most of them in large kernels."""
+    text = keras.Input((length,), dtype="int32", name="text")
+    x = layers.Embedding(vocabulary, width, name="token_embedding")(text)
+    x += layers.Embedding(length, width, name="position_embedding")(ops.arange(length))
+    for _ in range(depth):
+        y = layers.LayerNormalization()(x)
+        x += layers.MultiHeadAttention(16, width // 16)(y, y, use_causal_mask=True)
+        y = layers.LayerNormalization()(x)
+        x += layers.Dense(width)(layers.Dense(4 * width, activation="gelu")(y))
+    logits = layers.Dense(vocabulary)(layers.LayerNormalization()(x))
+    return keras.Model(text, logits, name="transformer")
+
+
+def perceptron(width=64):
+    """A perceptron of some thousand weights, for a quick look."""
+    sizes = [keras.Input((width,)), layers.Dense(width, activation="relu"), layers.Dense(10)]
+    return keras.Sequential(sizes, name="perceptron")

@@ -1,3 +1,4 @@
+import csv
 import re
 import subprocess
 import sys
@@ -73,6 +74,21 @@ def test_benchmark_of_sparse_files_prints_its_table(tmp_path):
     for row in rows:
         dense, sparse = (int(cell.replace(",", "")) for cell in row.split("|")[3:5])
         assert sparse < 0.2 * dense
+
+
+@pytest.mark.slow
+def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
+    methods = ["LpAdamW, p = 0.8", "Adam and LpDecayCallback", "TF-MOT on tf_keras's Adam"]
+    options = ["--weights", "perceptron", "--turns", 2, "--no-whole-step", "--methods", *methods]
+    printed = run(ROOT / "benchmarks" / "step.py", *options, cwd=tmp_path)
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| tensorflow")]
+    assert [row[2] for row in rows] == [*methods[:2], *methods]  # TF-MOT without XLA alone.
+    with (tmp_path / "step.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["method"] for row in written] == [row[2] for row in rows]
+    for row in written:
+        assert float(row["low"]) <= float(row["ratio"]) <= float(row["high"])
+        assert (float(row["memory"]) > 0) != (row["method"] == methods[2])
 
 
 @pytest.mark.slow

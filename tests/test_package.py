@@ -1,4 +1,6 @@
 import importlib.metadata
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,14 @@ def test_every_public_name_is_there_and_has_a_docstring():
     assert keras_lp.__all__ == sorted(keras_lp.__all__)
     for name in keras_lp.__all__:
         assert getattr(keras_lp, name).__doc__, name
+
+
+def test_every_public_name_is_in_the_reference():
+    entries = re.findall(r"^::: keras_lp\.(\S+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    names = [name for name in keras_lp.__all__ if not inspect.ismodule(getattr(keras_lp, name))]
+    names += [f"tfmot.{name}" for name in keras_lp.tfmot.__all__]
+    names += [f"plotting.{name}" for name in ("plot_sparsity", "plot_weights", "plot_layers")]
+    assert sorted(entries) == sorted(names)
 
 
 def test_package_ships_its_types():

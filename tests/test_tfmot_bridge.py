@@ -388,6 +388,7 @@ def test_bidirectional_layer_with_one_frozen_direction_goes_there_and_back(froze
         assert len(made.trainable_weights) == len(model.trainable_weights) == 3
 
 
+@pytest.mark.backend("tensorflow")
 def test_arguments_that_tf_keras_leaves_out_of_its_configs_come_back():
     model = sequential(
         layers.AlphaDropout(0.2, noise_shape=(None, 1)),

@@ -1,0 +1,93 @@
+"""Pages of the site that are made of other files, for `mkdocs build`.
+
+The README, the results of the benchmarks and the other pages of the repository are taken as they
+are; each example becomes a page of its text blocks, its code, and what it printed. Links
+between all these go to the pages.
+"""
+
+import ast
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parent.parent
+# Pages of the site, by the files in the repository that they are made of.
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/RESULTS.md": "benchmarks.md",
+}
+# Files that the site has copies of, since pages lead to them.
+COPIES = ("LICENSE", "examples/*.py", "benchmarks/*.py", "benchmarks/results/*")
+EXAMPLES = [path.stem for path in ROOT.glob("examples/*.py")]
+PAGES |= {f"examples/{name}.py": f"tutorials/{name}.md" for name in EXAMPLES}
+LINK = re.compile(r"(\]\()([^)#:]+)((?:#[^)]*)?\))")
+HEADER = re.compile(r"^(Title|Description): *(.*)$", re.M)
+
+
+def on_files(files, config):
+    """Adds the pages that are made of files elsewhere."""
+    for source, page in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        text = page_of_example(ROOT / source, text) if source.endswith(".py") else text
+        files.append(File.generated(config, page, content=with_links(text, source, page)))
+    for path in (path for pattern in COPIES for path in ROOT.glob(pattern)):
+        copy = f"files/{path.relative_to(ROOT).as_posix()}"
+        files.append(File.generated(config, copy, content=path.read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Makes the links of pages in `docs`, which lead to files of the repository, lead to pages."""
+    if page.file.generated_by:
+        return markdown
+    return with_links(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+
+
+def with_links(text, source, page):
+    """A text with its links to files of the repository as links from its page to their pages."""
+
+    def link(match):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
+        if not (ROOT / target).exists():
+            return match[0]  # No link at all, or one to a page that is made.
+        of_docs = target.removeprefix("docs/") if target.startswith("docs/") else None
+        inside = PAGES.get(target) or of_docs or f"files/{target}"
+        return f"{match[1]}{posixpath.relpath(inside, posixpath.dirname(page) or '.')}{match[3]}"
+
+    return LINK.sub(link, text)
+
+
+def page_of_example(path, text):
+    """An example as a page: its strings are text, the rest code, and then what it printed."""
+    lines = text.splitlines()
+    parts, code_from = [], 0
+    for number, node in enumerate(ast.parse(text).body):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            parts.append(code("\n".join(lines[code_from : node.lineno - 1])))
+            parts.append(heading(node.value.value) if number == 0 else node.value.value)
+            code_from = node.end_lineno
+    parts.append(code("\n".join(lines[code_from:])))
+    printed = ROOT / "docs" / "printed" / f"{path.stem}.txt"
+    if printed.exists():
+        parts.append("## What it prints\n\n" + code(printed.read_text(encoding="utf-8"), "text"))
+    parts.append(f"[The file](../files/examples/{path.name})")
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def heading(docstring):
+    """The first text of an example: the header of keras.io's guides, or a docstring."""
+    header = dict(HEADER.findall(docstring))
+    if header:
+        return f"# {header['Title']}\n\n{header['Description']}"
+    first, _, rest = docstring.partition("\n")
+    return f"# {first.rstrip('.')}\n{rest}"
+
+
+def code(text, language="python"):
+    """A block of code; nothing for nothing."""
+    text = text.strip("\n")
+    return f"```{language}\n{text}\n```" if text.strip() else ""
