@@ -585,6 +585,7 @@ def test_signal_interrupts_the_work_and_leaves_nothing(saved, unchanged, tmp_pat
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_is_no_traceback(saved):
     reading, writing = os.pipe()
     os.close(reading)

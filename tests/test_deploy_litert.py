@@ -149,10 +149,10 @@ def subclassed():
 @pytest.mark.parametrize(
     "make",
     [
-        list_of_inputs,
+        pytest.param(list_of_inputs, marks=pytest.mark.slow),
         dict_of_inputs,
         list_of_outputs,
-        dict_of_outputs,
+        pytest.param(dict_of_outputs, marks=pytest.mark.slow),
         integers,
         any_length,
         attention,

@@ -67,8 +67,11 @@ def datasets(x):
 
 @pytest.mark.parametrize(
     "kind",
-    ["list of one array", "dictionary", "tf.data", "function"]
-    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("tensor", "generator")],
+    ["tf.data"]
+    + [
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ("list of one array", "dictionary", "function", "tensor", "generator")
+    ],
 )
 def test_representative_dataset_may_have_any_usual_form(kind, tmp_path):
     keras.utils.set_random_seed(3)

@@ -54,7 +54,7 @@ def schema():
     return schema_py_generated
 
 
-@pytest.mark.parametrize("quantization", [None, "float16"])
+@pytest.mark.parametrize("quantization", [None, pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoded_file_computes_what_the_dense_file_computes(kind, quantization):
     for sparsity in (0.5, 0.985):

@@ -223,6 +223,7 @@ def test_example_refuses_another_backend(tmp_path):
     assert "received torch; unset it" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section",
     [

@@ -23,6 +23,7 @@ def quickstart(folder, *arguments):
     return run(ROOT / "examples" / "quickstart.py", "--output", "out", *arguments, cwd=folder)
 
 
+@pytest.mark.slow
 def test_quickstart_writes_its_files_and_prints_their_paths(tmp_path):
     printed = quickstart(tmp_path, "--epochs", 2)
     names = ["adamw.keras", "adamw.tflite", "lp_adamw.keras", "lp_adamw.tflite", "quickstart.png"]

@@ -156,7 +156,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("make", CASES)
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, marks=[pytest.mark.slow] * (make is recurrent)) for make in CASES]
+)
 def test_models_of_both_libraries_compute_the_same_there_and_back(make, random):
     model = scatter(make(), random)
     inputs = CASES[make](random)
