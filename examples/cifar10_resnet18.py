@@ -393,7 +393,8 @@ try:
     )
 except ImportError as error:
     exported = None
-    print(f"No .tflite file: {error}\nWith it: keras-lp export stripped.keras model.tflite\n")
+    print(f"No .tflite file: {error}")
+    print("With it: keras-lp export stripped.keras model.tflite --quantize float16\n")
 
 """
 ## What came out
