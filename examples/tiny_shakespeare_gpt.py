@@ -80,7 +80,7 @@ SIZES = {
         "dropout": 0.0,
         "batch_size": 12,
         "epochs": 8,
-        "weight_decay": 0.06,
+        "weight_decay": 0.04,
     },
 }
 FILE = "tinyshakespeare.txt"
@@ -275,7 +275,12 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model = gpt()
 model.compile(
     optimizer=keras_lp.LpAdamW(
-        learning_rate, arguments.weight_decay, p=arguments.p, beta_2=0.99, global_clipnorm=1.0
+        learning_rate,
+        arguments.weight_decay,
+        p=arguments.p,
+        beta_2=0.99,
+        epsilon=1e-8,
+        global_clipnorm=1.0,
     ),
     loss=loss,
 )
