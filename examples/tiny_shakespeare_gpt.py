@@ -427,6 +427,6 @@ shutil.rmtree(backup)
   spares what should stay dense.
 - `--weight-decay` trades loss for zeros, and `--target-sparsity 0.8` asks for exactly as many as
   you want.
-- A GPT in the making has weak gradients and many doubtful weights: for the same sparsity it needs
-  less strength, and pays more for it, than the ResNet-18 of `cifar10_resnet18.py`.
+- How strong the decay has to be depends on the steps and the batches of a training. Double it until
+  the loss suffers.
 """
