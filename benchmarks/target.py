@@ -10,18 +10,16 @@ stand in RESULTS.md.
 """
 
 import argparse
-import csv
-import math
 import os
 import time
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 import tasks
+from runs import append, at_sparsity, by_value, mean, read, show
 
 import keras_lp
 
@@ -98,46 +96,6 @@ def train(task, method, value, seed):
     return Run(task.name, method, value, seed, logs[task.metric][-1], sparsity, before, seconds)
 
 
-def read(path):
-    """The runs that a file holds."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            Run(*(field.type(row[field.name]) for field in fields(Run)))
-            for row in csv.DictReader(file)
-        ]
-
-
-def append(path, run):
-    """Adds a run to a file."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow([field.name for field in fields(Run)])
-        writer.writerow(astuple(run))
-
-
-def mean(runs, name):
-    """Mean of an attribute over runs."""
-    return float(np.mean([getattr(run, name) for run in runs]))
-
-
-def by_value(runs, method):
-    """Runs of a method, grouped by its value."""
-    values = sorted({run.value for run in runs if run.method == method})
-    return {v: [run for run in runs if (run.method, run.value) == (method, v)] for v in values}
-
-
-def at_sparsity(groups, sparsity):
-    """What strengths set by hand give at a sparsity: between two, a line over log(nonzero)."""
-    points = sorted((math.log(1 - mean(g, "sparsity")), mean(g, "metric")) for g in groups)
-    x, y = zip(*points, strict=True)
-    wanted = math.log(1 - sparsity)
-    return float(np.interp(wanted, x, y)) if x[0] <= wanted <= x[-1] else None
-
-
 def print_tables(task, runs, values):
     """What came out of one task: the strengths set by hand, then the targets against them."""
     runs = [run for run in runs if run.task == task.name]
@@ -175,14 +133,6 @@ def against(task, value, rival):
     return [task.show(rival), f"{difference:+.3f} nats"]
 
 
-def show(task, runs):
-    """The mean of the metric and how far the seeds lie apart."""
-    values = [run.metric for run in runs]
-    spread = np.ptp(values) / 2
-    spread = f"{100 * spread:.2f}" if task.unit == "percent" else f"{spread:.3f}"
-    return f"{task.show(np.mean(values))} (±{spread})"
-
-
 def main():
     """Runs what is not there yet, and prints the tables."""
     parser = argparse.ArgumentParser(
@@ -197,7 +147,7 @@ def main():
     parser.add_argument("--output", type=Path, default="target.csv", help="file of all runs")
     arguments = parser.parse_args()
 
-    runs = read(arguments.output)
+    runs = read(arguments.output, Run)
     for name in arguments.tasks:
         task = tasks.load(name, arguments.data_dir, arguments.share)
         for seed in range(arguments.seeds):

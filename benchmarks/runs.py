@@ -1,0 +1,87 @@
+"""Files of runs, one line for each training, and what several runs say together.
+
+A benchmark has its own frozen dataclass of a run, whose fields are the columns of its file. Here
+a run needs `method`, `value` (what the method was asked for), `metric` and `sparsity`.
+"""
+
+import csv
+import math
+from dataclasses import astuple, fields
+
+import numpy as np
+
+
+def read(path, kind):
+    """The runs of a dataclass `kind` that a file holds; none if there is no file.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
+    if not path.exists():
+        return []
+    names = [field.name for field in fields(kind)]
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != names:
+            raise ValueError(
+                f"Argument `path` must be a file with the columns {', '.join(names)}; name another "
+                f"file, which need not exist. Received: path={str(path)!r} with the columns "
+                f"{', '.join(reader.fieldnames or ['(none)'])}"
+            )
+        return [kind(*(field.type(row[field.name]) for field in fields(kind))) for row in reader]
+
+
+def append(path, run):
+    """Adds a run to a file."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow([field.name for field in fields(run)])
+        writer.writerow(astuple(run))
+
+
+def mean(runs, name):
+    """Mean of an attribute over runs."""
+    return float(np.mean([getattr(run, name) for run in runs]))
+
+
+def half_range(runs, name):
+    """How far an attribute of the runs lies apart: half of the largest difference."""
+    return float(np.ptp([getattr(run, name) for run in runs]) / 2)
+
+
+def by_value(runs, method):
+    """Runs of a method, grouped by its value."""
+    values = sorted({run.value for run in runs if run.method == method})
+    return {v: [run for run in runs if (run.method, run.value) == (method, v)] for v in values}
+
+
+def at_sparsity(groups, sparsity, tolerance=0.0):
+    """What groups of runs give at a sparsity: between two, a line over log(nonzero).
+
+    Args:
+        groups: Lists of runs; each is one point, by its means. Those without any weight left
+            do not count.
+        sparsity: Float in [0, 1).
+        tolerance: How far beyond the outermost points one may go, as a share of the nonzero
+            weights; there it is what the outermost point gives.
+
+    Returns:
+        The metric, or `None` where the sparsity is beyond the groups.
+    """
+    groups = [group for group in groups if mean(group, "sparsity") < 1]
+    points = sorted((math.log(1 - mean(g, "sparsity")), mean(g, "metric")) for g in groups)
+    if not points:
+        return None
+    x, y = zip(*points, strict=True)
+    wanted = math.log(1 - sparsity)
+    is_within = x[0] - tolerance <= wanted <= x[-1] + tolerance
+    return float(np.interp(wanted, x, y)) if is_within else None
+
+
+def show(task, runs):
+    """The mean of the metric and how far the seeds lie apart."""
+    spread = half_range(runs, "metric")
+    spread = f"{100 * spread:.2f}" if task.unit == "percent" else f"{spread:.3f}"
+    return f"{task.show(mean(runs, 'metric'))} (±{spread})"
