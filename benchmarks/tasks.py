@@ -95,22 +95,23 @@ class Task:
             jit_compile=self.jit_compile,
         )
 
-    def fit(self, model, callbacks=(), verbose=0):
-        """Trains a compiled model; returns the history that Keras's `fit` returns."""
+    def fit(self, model, callbacks=(), **others):
+        """Trains a compiled model; returns the history that Keras's `fit` returns.
+
+        `others` are arguments of `fit` that are to differ, such as `epochs`.
+        """
         x_train, y_train, x_val, y_val = self.data
-        return model.fit(
-            x_train,
-            y_train,
-            validation_data=(x_val, y_val),
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            steps_per_epoch=self.steps_per_epoch,
-            callbacks=list(callbacks),
-            verbose=verbose,
-        )
+        arguments = {
+            "validation_data": (x_val, y_val),
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "verbose": 0,
+        }
+        return model.fit(x_train, y_train, callbacks=list(callbacks), **{**arguments, **others})
 
 
-def load(name, data_dir=None, share=1.0):
+def load(name, data_dir=None, share=1.0, **sizes):
     """Loads one of the tasks.
 
     Args:
@@ -119,6 +120,7 @@ def load(name, data_dir=None, share=1.0):
             one, Keras downloads the data. The digits come with scikit-learn.
         share: Share of the training and of the validation data to keep, over 0 and at most 1.
             The epochs become shorter, not fewer.
+        **sizes: Further arguments of the function that makes the task.
 
     Returns:
         A `Task`.
@@ -136,7 +138,7 @@ def load(name, data_dir=None, share=1.0):
             "Argument `share` must be over 0 and at most 1, which keeps all the data. "
             f"Received: share={share!r}"
         )
-    task = TASKS[name](data_dir)
+    task = TASKS[name](data_dir, **sizes)
     return replace(task, data=tuple(a[: math.ceil(share * len(a))] for a in task.data))
 
 
@@ -178,10 +180,10 @@ def digits_cnn():
     )
 
 
-def cifar10(data_dir):
-    """The first 10,000 training and 2,000 test images of CIFAR-10, and a CNN of six layers."""
+def cifar10(data_dir, train=10_000):
+    """The first `train` training and 2,000 test images of CIFAR-10, and a CNN of six layers."""
     read = read_cifar10 if data_dir is None else partial(read_cifar10_jpeg, data_dir)
-    x_train, y_train, x_val, y_val = read(10_000, 2_000)
+    x_train, y_train, x_val, y_val = read(train, 2_000)
     mean, deviation = (f(x_train, axis=(0, 1, 2), dtype="float64") for f in (np.mean, np.std))
     x_train, x_val = (((x - mean) / deviation).astype("float32") for x in (x_train, x_val))
     return Task(
@@ -281,7 +283,7 @@ def gpt(characters, depth=4, width=96):
     There is no dropout: a pass over the data sees each window once.
     """
     text = keras.Input((CONTEXT,), dtype="int32", name="text")
-    position = ops.cumsum(ops.ones_like(text), axis=1) - 1
+    position = ops.zeros_like(text) + np.arange(CONTEXT, dtype="int32")
     x = layers.Embedding(characters, width, name="character_embedding")(text)
     x += layers.Embedding(CONTEXT, width, name="position_embedding")(position)
     for _ in range(depth):
