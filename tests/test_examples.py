@@ -115,7 +115,60 @@ def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
         assert (float(row["memory"]) > 0) != (row["method"] == methods[2])
 
 
+FRONTIER = ROOT / "benchmarks" / "frontier.py"
+
+
 @on_tensorflow
+@pytest.mark.slow
+def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_nothing_twice(tmp_path):
+    methods = ["lp_adamw_0.8", "one_shot", "tfmot"]
+    arguments = ["--quick", "--share", 0.1, "--methods", *methods, "--output", "runs.csv"]
+    printed = run(FRONTIER, *arguments, cwd=tmp_path)
+    written = (tmp_path / "runs.csv").read_text()
+    runs = list(csv.DictReader(written.splitlines()))
+    assert [row["method"] for row in runs] == ["adamw", *(m for m in methods for _ in range(2))]
+    dense, weak, strong, *told = ({k: float(row[k]) for k in list(row)[2:]} for row in runs)
+    assert dense["sparsity"] == 0
+    assert 0.5 < weak["sparsity"] < strong["sparsity"] < 1
+    for row in told:
+        assert row["sparsity"] == pytest.approx(row["value"], abs=1e-4)
+    for row in (dense, weak, strong):
+        assert row["metric"] > 0.8
+
+    summary, points = (table.splitlines() for table in printed.split("\n\n| method | ")[1:])
+    for label, at_97 in (("one-shot and fine-tuning", told[0]), ("TF-MOT, polynomial", told[2])):
+        (row,) = (line for line in summary if line.startswith(f"| {label} |"))
+        assert row.split(" | ")[3] == f"{at_97['metric']:.2%}"
+    assert sum(line.startswith(("| LpAdamW", "| one-shot", "| TF-MOT")) for line in points) == 6
+    picture = tmp_path / "runs_digits.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture.name) in printed
+
+    picture.unlink()
+    again = run(FRONTIER, *arguments, cwd=tmp_path)
+    assert (tmp_path / "runs.csv").read_text() == written
+    assert again[again.index("###") :] == printed[printed.index("###") :]
+    assert picture.exists()
+
+
+@on_tensorflow
+@pytest.mark.slow
+def test_benchmark_of_the_frontier_refuses_what_it_cannot_use(tmp_path):
+    (tmp_path / "other.csv").write_text("task,loss\n")
+    for arguments, message in (
+        (["--seeds", 0], "argument --seeds: must be a whole number over 0, received 0"),
+        (["--share", 2], "Argument `share` must be over 0 and at most 1"),
+        (["--output", "none/runs.csv"], "argument --output: must lie in a folder that exists"),
+        (["--output", "other.csv"], "file with the columns task, method.*columns task, loss"),
+        (["--data-dir", ".", "--tasks", "cifar10"], "`data_dir` must be a folder that holds cifar"),
+    ):
+        command = [sys.executable, FRONTIER, "--quick", *map(str, arguments)]
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert process.returncode == 2
+        assert re.search(message, process.stderr), process.stderr
+    assert not (tmp_path / "frontier.csv").exists()
+
+
 @pytest.mark.slow
 def test_guide_to_deployment_writes_and_compares_its_files(tmp_path):
     printed = run(ROOT / "examples" / "deploy_tflite.py", "--epochs", 5, cwd=tmp_path)

@@ -1,0 +1,328 @@
+"""Quality against sparsity: LpAdamW beside other ways to a sparse model, at equal epochs.
+
+For each task, method, point of the method's grid and seed one training, and one of AdamW. All
+have the same model and start, the same number of epochs and the same learning rate, which is
+constant; `methods.py` says what each of them does. A method has one knob, and a grid of five
+points: for the decays the strength, in equal ratios between two that first runs of seed 0 told
+to give about 90 % and somewhat over 99 % zeros; for the others the sparsity.
+
+Every run is written to a CSV file as it ends, and what is there already is not run again. Prints
+tables in Markdown, which stand in RESULTS.md, and draws a picture for each task.
+
+    python benchmarks/frontier.py --data-dir DATA --processes 2
+    python benchmarks/frontier.py --quick
+"""
+
+import argparse
+import functools
+import itertools
+import multiprocessing
+import os
+import subprocess
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+# TF-MOT needs TensorFlow.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import models
+import numpy as np
+import tasks
+import tensorflow as tf
+from matplotlib import ticker
+from matplotlib.figure import Figure
+from methods import DENSE, METHODS
+from runs import append, at_sparsity, by_value, half_range, mean, read, show
+
+import keras_lp
+
+DENSE_VALUE = 0.004  # The default of AdamW.
+SPARSITIES = (0.9, 0.95, 0.97, 0.98, 0.99)  # The points of the methods that are told one.
+# Between these strengths, where seed 0 gave about 90 and somewhat over 99 % zeros, lie the others.
+STRENGTHS = {
+    "digits": {
+        "lp_adamw_0.5": (0.008, 0.1),
+        "lp_adamw_0.8": (0.025, 0.25),
+        "lp_adamw_1": (0.08, 0.4),
+        "proximal_l1": (0.12, 0.55),
+        "coupled_lp": (2e-5, 1.5e-3),
+    },
+}
+# Arguments of the loading, and what is replaced, so that a CPU trains a task some hundred times.
+SIZES = {
+    "digits": ({}, lambda task: {}),
+    "cifar10": (
+        {"train": 20_000},
+        lambda task: {"make_model": models.small_resnet, "batch_size": 32, "epochs": 2},
+    ),
+    "shakespeare": (
+        {},
+        lambda task: {
+            "make_model": functools.partial(task.make_model, depth=2, width=64),
+            "batch_size": 12,
+            "epochs": 6,
+            "learning_rate": 2e-3,
+        },
+    ),
+}
+TOLERANCE = 0.02  # of the nonzero weights: layers have no exact share of zeros
+ACCURACIES = (*range(10, 90, 10), 90, 93, 95, 96, 97, 98, 99, 99.5)  # that an axis is labelled with
+# Okabe and Ito's colours, which the colour-blind tell apart, a marker and a line for each method.
+STYLES = dict(
+    zip(
+        METHODS,
+        [
+            {"color": "#0072B2", "marker": "o"},
+            {"color": "#D55E00", "marker": "s"},
+            {"color": "#009E73", "marker": "^"},
+            {"color": "#CC79A7", "marker": "D", "linestyle": "--"},
+            {"color": "#000000", "marker": "X", "linestyle": "--"},
+            {"color": "#E69F00", "marker": "v", "linestyle": ":"},
+            {"color": "#56B4E9", "marker": "P", "linestyle": ":"},
+        ],
+        strict=True,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, as a line of the file.
+
+    Attributes:
+        task: Name of the task.
+        method: Name of the method, or "adamw".
+        value: Its strength, or the sparsity it was told.
+        seed: Seed of the start and of the order of the batches.
+        share: Share of the data.
+        metric: Validation metric of the model with its zeros.
+        sparsity: Share of zeros among the decayed variables.
+        seconds: Time of the training.
+    """
+
+    task: str
+    method: str
+    value: float
+    seed: int
+    share: float
+    metric: float
+    sparsity: float
+    seconds: float
+
+    @property
+    def key(self):
+        """What the run was asked to be."""
+        return self.task, self.method, self.value, self.seed, self.share
+
+
+@functools.cache
+def load(name, data_dir, share):
+    """A task in its size for this benchmark."""
+    sizes, replaced = SIZES[name]
+    task = tasks.load(name, data_dir, share, **sizes)
+    return replace(task, **replaced(task))
+
+
+def grid(task, method):
+    """The values of a method's knob on a task."""
+    if METHODS[method].knob == "sparsity":
+        return SPARSITIES
+    strengths = np.geomspace(*STRENGTHS[task][method], len(SPARSITIES))
+    return tuple(float(f"{strength:.2g}") for strength in strengths)
+
+
+def train(data_dir, name, method, value, seed, share):
+    """One training, and what came of it."""
+    task = load(name, data_dir, share)
+    way = DENSE if method == "adamw" else METHODS[method]
+    begin = time.perf_counter()
+    model = way.train(task, value, seed)
+    seconds = time.perf_counter() - begin
+    sparsity = keras_lp.prune(model, threshold=way.threshold(task)).sparsity
+    task.compile(model, "sgd")  # A model that comes from TF-MOT is not compiled.
+    _, _, *validation = task.data
+    logs = model.evaluate(*validation, batch_size=task.batch_size, verbose=0, return_dict=True)
+    metric = logs[task.metric.removeprefix("val_")]
+    return Run(name, method, value, seed, share, metric, sparsity, seconds)
+
+
+def run_all(keys, data_dir, processes):
+    """The runs of these keys, each as it ends, in this process or in several."""
+    if processes == 1:
+        for key in keys:
+            yield train(data_dir, *key)
+        return
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), limit_threads, (threads,)
+    )
+    with pool:
+        try:
+            for done in as_completed([pool.submit(train, data_dir, *key) for key in keys]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def limit_threads(count):
+    """Leaves the other cores to the other processes."""
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(count)
+
+
+def points(runs, method, values):
+    """The runs of each of these values of a method that has been run."""
+    return {value: group for value, group in by_value(runs, method).items() if value in values}
+
+
+def print_tables(task, runs, grids):
+    """What came out of one task: at sparsities between the points, then the points."""
+    dense = by_value(runs, "adamw")[DENSE_VALUE]
+    print(f"\n### {task.name}: {task.metric}, seeds: {len(dense)}\n")
+    print(f"AdamW, without zeros: {show(task, dense)}\n")
+    print(f"| method | {' | '.join(f'{s:.0%}' for s in SPARSITIES)} |")
+    print("| --- " * (1 + len(SPARSITIES)) + "|")
+    for method, values in grids.items():
+        groups = points(runs, method, values).values()
+        found = [at_sparsity(groups, sparsity, TOLERANCE) for sparsity in SPARSITIES]
+        cells = ["-" if value is None else task.show(value) for value in found]
+        print(f"| {METHODS[method].label} | {' | '.join(cells)} |")
+    print("\n| method | asked for | zeros | result | seconds |\n" + "| --- " * 5 + "|")
+    for method, values in grids.items():
+        way = METHODS[method]
+        for value, group in points(runs, method, values).items():
+            asked = f"{value:.0%}" if way.knob == "sparsity" else f"`weight_decay` {value:g}"
+            zeros = f"{mean(group, 'sparsity'):.2%} (±{100 * half_range(group, 'sparsity'):.2f})"
+            result, seconds = show(task, group), f"{mean(group, 'seconds'):.0f}"
+            print(f"| {way.label} | {asked} | {zeros} | {result} | {seconds} |")
+
+
+def draw(task, runs, grids, path):
+    """One line for each method, over the share of weights that are not zero.
+
+    Both axes are such that what is close to nothing has room: few weights, and few errors.
+    """
+    factor, unit = (100, "%") if task.unit == "percent" else (1, "nats")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    ax = figure.add_subplot()
+    dense = factor * mean(by_value(runs, "adamw")[DENSE_VALUE], "metric")
+    ax.axhline(dense, color="0.4", linewidth=1, label="AdamW, no zeros")
+    for method, values in grids.items():
+        groups = points(runs, method, values).values()
+        groups = [group for group in groups if mean(group, "sparsity") < 1]
+        groups.sort(key=lambda group: mean(group, "sparsity"))
+        ax.errorbar(
+            [100 * (1 - mean(group, "sparsity")) for group in groups],
+            [factor * mean(group, "metric") for group in groups],
+            [factor * half_range(group, "metric") for group in groups],
+            label=METHODS[method].label,
+            capsize=2,
+            elinewidth=1,
+            **STYLES[method],
+        )
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f"{share:g} %"))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.invert_xaxis()
+    if task.unit == "percent":
+        ax.set_yscale("function", functions=(lambda y: -log_errors(y), lambda y: 100 - np.exp(-y)))
+        ax.yaxis.set_major_locator(ticker.FixedLocator(ACCURACIES))
+    ax.set(
+        xlabel="weights that are not zero (log scale; sparser to the right)",
+        ylabel=f"{task.metric.replace('_', ' ')} ({unit})",
+        title=f"{task.name}: mean of the seeds and their range",
+    )
+    ax.grid(color="0.9")
+    ax.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def log_errors(accuracy):
+    """Logarithm of the errors in percent, where at least one of 10,000 counts as an error."""
+    return np.log(np.maximum(100 - accuracy, 0.01))
+
+
+def environment():
+    """Commit and versions, which a table in RESULTS.md has to say."""
+    packages = ("keras", "tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return f"Commit {commit or 'unknown'}, {versions}, {time.strftime('%Y-%m-%d')}"
+
+
+def whole(text):
+    """A type of the command line: a whole number over 0."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number over 0, received {text}")
+    return int(text)
+
+
+def new_file(text):
+    """A type of the command line: a file in a folder that is there."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"must lie in a folder that exists; make {path.parent} first, received {text}"
+        )
+    return path
+
+
+def main():
+    """Runs what is not there yet, prints the tables and draws the pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=tasks.TASKS, help="all of them by default")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--data-dir", help="folder with the data; without one, Keras fetches it")
+    parser.add_argument("--seeds", type=whole, help="trainings to average over, 3 by default")
+    parser.add_argument("--share", type=float, default=1.0, help="of the data, for a quick look")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two points of each grid; unless told, the digits only and one seed",
+    )
+    parser.add_argument("--processes", type=whole, default=1, help="trainings at a time")
+    parser.add_argument("--output", type=new_file, default="frontier.csv", help="file of all runs")
+    arguments = parser.parse_args()
+    names = arguments.tasks or (["digits"] if arguments.quick else list(tasks.TASKS))
+    seeds = arguments.seeds or (1 if arguments.quick else 3)
+
+    try:
+        runs = read(arguments.output, Run)
+        loaded = [load(name, arguments.data_dir, arguments.share) for name in names]
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    print(environment(), flush=True)
+    for task in loaded:
+        grids = {method: grid(task.name, method) for method in arguments.methods}
+        if arguments.quick:
+            grids = {method: values[2::2] for method, values in grids.items()}
+        asked = [("adamw", DENSE_VALUE)]
+        asked += [(method, value) for method, values in grids.items() for value in values]
+        keys = [
+            (task.name, method, value, seed, arguments.share)
+            for seed, (method, value) in itertools.product(range(seeds), asked)
+        ]
+        there = {run.key for run in runs}
+        missing = [key for key in keys if key not in there]
+        for run in run_all(missing, arguments.data_dir, arguments.processes):
+            runs.append(run)
+            append(arguments.output, run)
+            print(run, flush=True)
+        shown = [run for run in runs if run.key in keys]
+        print_tables(task, shown, grids)
+        picture = arguments.output.with_name(f"{arguments.output.stem}_{task.name}.png")
+        draw(task, shown, grids, picture)
+        print(f"\nPicture: {picture}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
