@@ -175,6 +175,7 @@ def test_benchmark_of_the_frontier_refuses_what_it_cannot_use(
     assert message in capsys.readouterr().err
 
 
+@on_tensorflow
 @pytest.mark.slow
 def test_guide_to_deployment_writes_and_compares_its_files(tmp_path):
     printed = run(ROOT / "examples" / "deploy_tflite.py", "--epochs", 5, cwd=tmp_path)
