@@ -137,7 +137,8 @@ def test_steps_are_counted_where_several_are_one_execution(data):
     assert sum(map(zeros, kernels(model))) == round(0.8 * 440)
 
 
-@pytest.mark.parametrize("final", [pytest.param(0.6, marks=pytest.mark.slow), 0.9])
+@pytest.mark.slow
+@pytest.mark.parametrize("final", [0.6, 0.9])
 def test_decay_leaves_less_than_three_percent_to_the_closing(final, data, monkeypatch):
     model = make(LpAdamW(2e-3))
     before_closing = spy_on_closing(monkeypatch, model)

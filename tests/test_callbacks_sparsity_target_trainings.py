@@ -657,7 +657,7 @@ def test_more_zeros_than_asked_for_are_told_of(mlp, sparsify):
     assert sum(zeros(model).values()) > 0.8 * SIZE
 
 
-@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("is_used", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_callbacks_can_be_copied(is_used, mlp, data):
     callbacks = [LpDecayCallback(0.1, p=0.5), SparsityTarget(0.8)]
     if is_used:

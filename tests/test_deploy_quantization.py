@@ -87,6 +87,7 @@ def test_representative_dataset_may_have_any_usual_form(kind, tmp_path):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_ranges_come_from_the_representative_dataset(tmp_path):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(32), layers.Dense(2)])
     x = np.random.default_rng(0).normal(size=(200, 6)).astype("float32")

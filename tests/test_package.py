@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import keras_lp
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,7 @@ def test_import_works_where_no_optional_package_is_installed():
     )
 
 
+@pytest.mark.slow
 def test_import_alone_registers_the_optimizer_with_keras():
     assert (
         run(
