@@ -17,12 +17,10 @@ import functools
 import itertools
 import multiprocessing
 import os
-import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 
 # TF-MOT needs TensorFlow.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -35,7 +33,7 @@ import tensorflow as tf
 from matplotlib import ticker
 from matplotlib.figure import Figure
 from methods import DENSE, METHODS
-from runs import append, at_sparsity, by_value, half_range, mean, read, show
+from runs import append, at_sparsity, by_value, commit, half_range, mean, new_file, read, show
 
 import keras_lp
 
@@ -266,9 +264,7 @@ def environment():
     """Commit and versions, which a table in RESULTS.md has to say."""
     packages = ("keras", "tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return f"Commit {commit or 'unknown'}, {versions}, {time.strftime('%Y-%m-%d')}"
+    return f"Commit {commit()}, {versions}, {time.strftime('%Y-%m-%d')}"
 
 
 def whole(text):
@@ -276,16 +272,6 @@ def whole(text):
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"must be a whole number over 0, received {text}")
     return int(text)
-
-
-def new_file(text):
-    """A type of the command line: a file in a folder that is there."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"must lie in a folder that exists; make {path.parent} first, received {text}"
-        )
-    return path
 
 
 def main():

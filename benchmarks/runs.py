@@ -4,11 +4,24 @@ A benchmark has its own frozen dataclass of a run, whose fields are the columns 
 a run needs `method`, `value` (what the method was asked for), `metric` and `sparsity`.
 """
 
+import argparse
 import csv
 import math
+import subprocess
 from dataclasses import astuple, fields
+from pathlib import Path
 
 import numpy as np
+
+
+def new_file(text):
+    """A type of the command line: a file in a folder that is there."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"must lie in a folder that exists; make {path.parent} first, received {text}"
+        )
+    return path
 
 
 def read(path, kind):
@@ -39,6 +52,13 @@ def append(path, run):
         if is_new:
             writer.writerow([field.name for field in fields(run)])
         writer.writerow(astuple(run))
+
+
+def commit():
+    """The commit of the benchmarks, which a table in RESULTS.md has to say."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return said.strip() or "unknown"
 
 
 def mean(runs, name):

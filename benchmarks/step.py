@@ -14,7 +14,6 @@ bandwidth of a copy in the same process. Prints tables in Markdown, which stand 
 """
 
 import argparse
-import csv
 import datetime
 import functools
 import gc
@@ -23,7 +22,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -32,6 +31,7 @@ import keras
 import models
 import numpy as np
 import stepping
+from runs import append, commit, new_file
 
 import keras_lp
 
@@ -134,7 +134,7 @@ def measure(method, weights, xla, turns):
     """One row, without memory."""
     step = make(method, weights, xla)
     if method == TFMOT:
-        other = stepping.steps_of_tf_keras(WEIGHTS[weights](), xla=False)
+        other = stepping.steps_of_tf_keras(WEIGHTS[weights]())
     else:
         other = make(PEER, weights, xla)
     once = stepping.passes_over(stepping.STATE * count_of(weights))
@@ -261,13 +261,10 @@ def circumstances():
     )
     backend = keras.backend.backend()
     library_version = __import__(backend).__version__
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return (
         f"{accelerator() or f'{os.cpu_count()} cores of {cpu}'}; {backend} "
         f"{library_version}, Keras {keras.__version__}, Python {platform.python_version()}, "
-        f"commit {commit}, {datetime.date.today()}"
+        f"commit {commit()}, {datetime.date.today()}"
     )
 
 
@@ -283,7 +280,7 @@ def main():
     parser.add_argument("--no-whole-step", action="store_true", help="leave out the training step")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory")
     parser.add_argument("--quick", action="store_true", help="few turns on small weights")
-    parser.add_argument("--output", type=Path, default="step.csv", help="file of all rows")
+    parser.add_argument("--output", type=new_file, default="step.csv", help="file of all rows")
     parser.add_argument("--without-xla", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", choices=(PEER, *METHODS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -302,13 +299,11 @@ def main():
     # Under JAX there is no step without XLA.
     compilations = (True, False) if keras.backend.backend() == "tensorflow" else (True,)
     has_memory = Path("/proc/self/clear_refs").exists() and not arguments.no_memory
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        for name in weights:
-            for row in rows(name, arguments.methods, compilations, turns, has_memory):
-                writer.writerow(astuple(row))
-                print(show(row), flush=True)
+    arguments.output.unlink(missing_ok=True)
+    for name in weights:
+        for row in rows(name, arguments.methods, compilations, turns, has_memory):
+            append(arguments.output, row)
+            print(show(row), flush=True)
     if not arguments.no_whole_step:
         (low, ratio, high), seconds = whole_step(turns)
         print(

@@ -45,9 +45,9 @@ def steps_of_optimizer(optimizer, model, xla=True):
 
 
 def _steps_in_jax(optimizer, variables, gradients):
-    """Steps under `jax.jit`, and a function that puts their weights into the variables.
+    """Steps under `jax.jit`, which donates buffers as Keras's trainer does.
 
-    Buffers are donated, as Keras's trainer does.
+    With them come two functions, that put their weights into the variables and take them back.
     """
     import jax
 
@@ -109,17 +109,24 @@ def _wait(variables):
         jax.block_until_ready([variable.value for variable in variables])
 
 
-def steps_of_tf_keras(model, xla=True):
-    """Steps of tf_keras's Adam, on the weights of a model made again in tf_keras."""
+def steps_of_tf_keras(model):
+    """Steps of tf_keras's Adam, without XLA, on the weights of a model made again in tf_keras."""
     import tensorflow as tf
-    import tf_keras
 
     legacy = keras_lp.tfmot.to_tf_keras(model)
+    return tf.function(_adam_of_tf_keras(legacy))
+
+
+def _adam_of_tf_keras(legacy):
+    """Compiles a model with tf_keras's Adam; returns a step of it, to be traced."""
+    import tf_keras
+
     variables = legacy.trainable_variables
     optimizer = tf_keras.optimizers.Adam(jit_compile=False)
-    pairs = list(zip(gradients_of(variables), variables, strict=True))
     optimizer.build(variables)
-    return tf.function(lambda: optimizer.apply_gradients(pairs), jit_compile=xla)
+    legacy.compile(optimizer, "mse")
+    pairs = list(zip(gradients_of(variables), variables, strict=True))
+    return functools.partial(optimizer.apply_gradients, pairs)
 
 
 def steps_of_tfmot(model, sparsity=0.9, frequency=100):
@@ -129,7 +136,6 @@ def steps_of_tfmot(model, sparsity=0.9, frequency=100):
     every `frequency` steps; TF-MOT's callback tells them the step.
     """
     import tensorflow as tf
-    import tf_keras
 
     from keras_lp.optional import import_tfmot
 
@@ -138,11 +144,7 @@ def steps_of_tfmot(model, sparsity=0.9, frequency=100):
     legacy = keras_lp.tfmot.to_tf_keras(model)
     wrapped = api.prune_low_magnitude(legacy, schedule)
     wrappers = [layer for layer in wrapped.layers if hasattr(layer, "pruning_obj")]
-    variables = wrapped.trainable_variables
-    pairs = list(zip(gradients_of(variables), variables, strict=True))
-    optimizer = tf_keras.optimizers.Adam(jit_compile=False)
-    optimizer.build(variables)
-    wrapped.compile(optimizer, "mse")
+    adam = _adam_of_tf_keras(wrapped)
     callback = api.UpdatePruningStep()
     callback.set_model(wrapped)
     callback.on_train_begin()
@@ -152,7 +154,7 @@ def steps_of_tfmot(model, sparsity=0.9, frequency=100):
         for wrapper in wrappers:
             wrapper.pruning_obj.conditional_mask_update()
             wrapper.pruning_obj.weight_mask_op()
-        optimizer.apply_gradients(pairs)
+        adam()
 
     batch = 0
 

@@ -17,7 +17,7 @@ class KerasStyle(griffe.Extension):
 
     def on_class_members(self, *, cls, **kwargs):
         """Takes the parameters of `__new__`, where a class has one, for those of the class."""
-        if cls.name == "LpDecay":
+        if "__new__" in cls.members:
             cls.members["__init__"] = cls.members["__new__"]
 
 

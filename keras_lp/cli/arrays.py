@@ -7,7 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.comparing import is_functional
+from keras_lp.deploy.feeding import keys_of
+
+LABELS = "labels"  # what their array is called, unless told
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,9 +32,6 @@ def read_arrays(path: Path) -> Arrays:
     return arrays
 
 
-LABELS = "labels"  # what their array is called, unless told
-
-
 def inputs_of(model: keras.Model, path: Path | None) -> Any:
     """The inputs of a model from a file, where other arrays may be, such as labels.
 
@@ -44,7 +43,7 @@ def inputs_of(model: keras.Model, path: Path | None) -> Any:
     names = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
     if LABELS not in names and len(arrays) > 1:
         arrays.pop(LABELS, None)
-    keys = list(model.input) if is_functional(model) and isinstance(model.input, dict) else names
+    keys = keys_of(model) or names
     if set(keys) <= set(arrays):
         names = keys
     if len(arrays) == 1 and len(names) < 2:

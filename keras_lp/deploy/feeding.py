@@ -50,7 +50,7 @@ def feed_of(
                 f"{type(inputs).__name__} of {len(inputs)} arrays"
             )
         arrays = [inputs[0] if holds_batches else inputs]
-    elif isinstance(inputs, dict) and is_functional(model) and set(inputs) != _keys(model):
+    elif isinstance(inputs, dict) and is_functional(model) and set(inputs) != {*keys_of(model)}:
         raise ValueError(
             f"Argument `{argument}` must hold an array for each input of the model by its name, "
             f"{', '.join(names)}. Received: arrays {', '.join(map(str, inputs))}"
@@ -145,9 +145,9 @@ def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:
     return feed if fixed_size(details) else {name: array[:1] for name, array in feed.items()}
 
 
-def _keys(model: Any) -> set[Any]:
-    """Keys of the dictionary that a functional model takes; none where it takes another thing."""
-    return set(model.input) if isinstance(model.input, dict) else set()
+def keys_of(model: Any) -> list[Any]:
+    """Keys of the dictionary that a model takes; none where it takes another thing."""
+    return list(model.input) if is_functional(model) and isinstance(model.input, dict) else []
 
 
 def _rank(value: Any) -> int | None:
@@ -199,11 +199,6 @@ def random_inputs(
         for name, batch in zip(names, batches, strict=True)
     ]
     return keras.tree.pack_sequence_as(model.input, arrays) if is_functional(model) else arrays[0]
-
-
-def has_open_sizes(details: Details) -> bool:
-    """Whether a file leaves dimensions open besides the batch."""
-    return any(-1 in detail["shape_signature"][1:] for detail in details.values())
 
 
 def shapes(feed: Feed) -> str:

@@ -1,8 +1,9 @@
 """Running `.tflite` files in LiteRT, and how long they take."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,15 @@ def load(data: bytes, runtime: str = "default") -> Any:
         litert.Interpreter, model_content=data, experimental_op_resolver_type=resolver
     )
     interpreter = create()
-    if any(-1 in detail["shape_signature"][1:] for detail in interpreter.get_input_details()):
+    if has_open_sizes(interpreter.get_input_details()):
         return _with_sizes_that_fit(create).get_signature_runner()
     interpreter.allocate_tensors()
     return interpreter.get_signature_runner()
+
+
+def has_open_sizes(details: Iterable[dict[str, Any]]) -> bool:
+    """Whether a file leaves dimensions of its inputs open besides the batch."""
+    return any(-1 in detail["shape_signature"][1:] for detail in details)
 
 
 def _with_sizes_that_fit(create: Callable[[], Any]) -> Any:
@@ -43,20 +49,20 @@ def _with_sizes_that_fit(create: Callable[[], Any]) -> Any:
 
     LiteRT would begin with 1, which may be less than a convolution takes.
     """
-    for size in _SIZES:
-        interpreter = create()  # Old versions crash in one that has failed.
-        for detail in interpreter.get_input_details():
-            first, *rest = detail["shape_signature"]
-            shape = [max(first, 1), *(size if one == -1 else one for one in rest)]
-            interpreter.resize_tensor_input(detail["index"], shape)
-        try:
-            interpreter.allocate_tensors()
-        except (RuntimeError, ValueError):
-            if size == _SIZES[-1]:
-                raise
-        else:
-            return interpreter
-    return None
+    *others, last = _SIZES
+    for size in others:
+        with contextlib.suppress(RuntimeError, ValueError):
+            return _allocated(create(), size)  # Old versions crash in one that has failed.
+    return _allocated(create(), last)
+
+
+def _allocated(interpreter: Any, size: int) -> Any:
+    for detail in interpreter.get_input_details():
+        first, *rest = detail["shape_signature"]
+        shape = [max(first, 1), *(size if one == -1 else one for one in rest)]
+        interpreter.resize_tensor_input(detail["index"], shape)
+    interpreter.allocate_tensors()
+    return interpreter
 
 
 def tensorflow_operations(data: bytes) -> list[str]:

@@ -164,9 +164,7 @@ def export_tflite(
     """
     check_model(model)
     path = check_path(path, ".tflite")
-    for name, flag in (("sparse", sparse), ("verify", verify), ("latency", latency)):
-        if not isinstance(flag, (bool, np.bool_)):
-            raise TypeError(f"Argument `{name}` must be True or False. Received: {name}={flag!r}")
+    _check_flags(sparse=sparse, verify=verify, latency=latency)
     _check_settings(quantization, representative_dataset, runtime, batch_size, tolerance)
     _check_names(model)
     _check_batch_size(model, batch_size)
@@ -205,13 +203,18 @@ def export_tflite(
     )
 
 
+def _check_flags(**flags: Any) -> None:
+    """Raises TypeError unless all are True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"Argument `{name}` must be True or False. Received: {name}={flag!r}")
+
+
 def _check_settings(
     quantization: Any, representative_dataset: Any, runtime: Any, batch_size: Any, tolerance: Any
 ) -> None:
     """Raises ValueError if an argument is out of its range."""
-    if not (quantization is None or isinstance(quantization, str)) or (
-        quantization not in QUANTIZATIONS
-    ):
+    if not isinstance(quantization, str | None) or quantization not in QUANTIZATIONS:
         raise ValueError(
             'Argument `quantization` must be None (float32 weights), "float16", "dynamic" (int8 '
             'weights) or "int8" (int8 weights and activations). '

@@ -11,13 +11,12 @@ from keras_lp.deploy.feeding import (
     Feed,
     as_the_model_takes_it,
     feed_of,
-    has_open_sizes,
     natural_order,
     random_inputs,
     shapes,
 )
 from keras_lp.deploy.inference import outputs_of
-from keras_lp.deploy.interpreting import load, tensorflow_operations
+from keras_lp.deploy.interpreting import has_open_sizes, load, tensorflow_operations
 
 _SCALES = (1.0, 100.0)  # of random inputs; the next if outputs do not depend on the inputs
 _HALF_PRECISION = (
@@ -97,7 +96,7 @@ def _run(model: keras.Model, runner: Any, inputs: Any) -> tuple[Any, Feed]:
 
 def _run_on_random(model: keras.Model, details: Any, scale: float, seed: int) -> tuple[Any, Feed]:
     """The same on random inputs, of sizes that the model can be called with."""
-    *others, last = LENGTHS if has_open_sizes(details) else LENGTHS[:1]
+    *others, last = LENGTHS if has_open_sizes(details.values()) else LENGTHS[:1]
     for length in others:
         with contextlib.suppress(ValueError):
             return _run_on(model, details, random_inputs(model, details, scale, seed, length))
