@@ -646,6 +646,21 @@ def test_training_that_ends_too_early_warns_and_says_what_to_do(mlp):
         target.on_train_end()
 
 
+@pytest.mark.slow
+def test_training_that_goes_on_after_its_last_epoch_has_nothing_to_warn_of(mlp, data, tmp_path):
+    def train(target):
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+        model = compiled(mlp(), LpAdamW(3e-3))
+        logs = fit(model, data, [target, backup], epochs=2)
+        return zeros(model), logs
+
+    before, _ = train(SparsityTarget(0.8))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        after, logs = train(SparsityTarget(0.8))
+    assert not logs
+    assert after == before
+
+
 def test_more_zeros_than_asked_for_are_told_of(mlp, sparsify):
     model, target = compiled(mlp(), LpAdamW(3e-3)), SparsityTarget(0.5, end_step=10)
     target.set_params({"epochs": 1, "steps": 20})

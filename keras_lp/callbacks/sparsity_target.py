@@ -195,7 +195,8 @@ class SparsityTarget(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Warns once if the training was too short."""
-        if not (self._is_closed or self._has_warned):
+        has_trained = self._step > 0  # A backup may be of the end, with nothing left to do.
+        if has_trained and not (self._is_closed or self._has_warned):
             self._has_warned = True  # Not after each `fit` of a loop.
             warnings.warn(
                 f"The training ended at step {self._step}, before `end_step={self._end}`: the "
