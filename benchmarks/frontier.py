@@ -33,7 +33,18 @@ import tensorflow as tf
 from matplotlib import ticker
 from matplotlib.figure import Figure
 from methods import DENSE, METHODS
-from runs import append, at_sparsity, by_value, commit, half_range, mean, new_file, read, show
+from runs import (
+    append,
+    at_sparsity,
+    by_value,
+    commit,
+    half_range,
+    mean,
+    new_file,
+    read,
+    show,
+    whole,
+)
 
 import keras_lp
 
@@ -265,13 +276,6 @@ def environment():
     packages = ("keras", "tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return f"Commit {commit()}, {versions}, {time.strftime('%Y-%m-%d')}"
-
-
-def whole(text):
-    """A type of the command line: a whole number over 0."""
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a whole number over 0, received {text}")
-    return int(text)
 
 
 def main():

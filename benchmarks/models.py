@@ -1,4 +1,4 @@
-"""Residual networks of the benchmarks."""
+"""Networks whose weights the benchmarks step on, and the small ones that they train."""
 
 import keras
 from keras import layers, ops
@@ -52,7 +52,8 @@ def transformer(depth=8, width=1024, vocabulary=4096, length=32):
     """A causal transformer with 109 million weights, most of them in large kernels."""
     text = keras.Input((length,), dtype="int32", name="text")
     x = layers.Embedding(vocabulary, width, name="token_embedding")(text)
-    x += layers.Embedding(length, width, name="position_embedding")(ops.arange(length))
+    position = ops.zeros_like(text) + ops.arange(length, dtype="int32")
+    x += layers.Embedding(length, width, name="position_embedding")(position)
     for _ in range(depth):
         y = layers.LayerNormalization()(x)
         x += layers.MultiHeadAttention(16, width // 16)(y, y, use_causal_mask=True)

@@ -24,6 +24,13 @@ def new_file(text):
     return path
 
 
+def whole(text):
+    """A type of the command line: a whole number over 0."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number over 0, received {text}")
+    return int(text)
+
+
 def read(path, kind):
     """The runs of a dataclass `kind` that a file holds; none if there is no file.
 

@@ -2,11 +2,13 @@
 
 On the weights of ResNet-18 (11 million), MobileNetV2 (3.5 million in small variables) and a
 transformer (109 million), with given gradients: LpAdamW for several p, Adam with
-`LpDecayCallback`, and under TensorFlow TF-MOT's magnitude pruning against tf_keras's own Adam.
-Each is timed in turn with its peer, in one process; a ratio is the median over the turns. Beside
-them stand the seconds that the first step takes, which compiles; the memory that a process needs
-for the steps; and the floor: reading and writing the weights and Adam's state once, at the
-bandwidth of a copy in the same process. Prints tables in Markdown, which stand in RESULTS.md.
+`LpDecayCallback`, and under TensorFlow TF-MOT's magnitude pruning against tf_keras's own Adam,
+once at the steps between two choices of the masks and once at those that choose. Each is timed in
+turn with its peer, in one process; a ratio is the median over the turns. Beside them stand the
+seconds that the first step takes, which compiles; the memory that a process needs for the steps;
+and the floor: reading and writing the weights and Adam's state once, at the bandwidth of a copy in
+the same process. Last comes a whole training step of ResNet-18. Prints tables in Markdown, which
+stand in RESULTS.md.
 
     python benchmarks/step.py
     KERAS_BACKEND=jax python benchmarks/step.py --weights resnet18 transformer
@@ -14,6 +16,7 @@ bandwidth of a copy in the same process. Prints tables in Markdown, which stand 
 """
 
 import argparse
+import ctypes
 import datetime
 import functools
 import gc
@@ -31,7 +34,7 @@ import keras
 import models
 import numpy as np
 import stepping
-from runs import append, commit, new_file
+from runs import append, commit, new_file, whole
 
 import keras_lp
 
@@ -42,10 +45,14 @@ WEIGHTS = {
     "perceptron": models.perceptron,
 }
 EXPONENTS = (0, 0.5, 0.8, 1, 1.3, 1.5, 2)
-PEER = "AdamW"
+PEER, TF_KERAS_PEER = "AdamW", "tf_keras's Adam"
 LP = {f"LpAdamW, p = {p:g}": p for p in EXPONENTS}
-CALLBACK, TFMOT = "Adam and LpDecayCallback", "TF-MOT on tf_keras's Adam"
-METHODS = (*LP, CALLBACK, TFMOT)
+CALLBACK = "Adam and LpDecayCallback"
+# Steps between two choices of the masks: TF-MOT's default, and at each step.
+TFMOT = {"TF-MOT, masks kept": 100, "TF-MOT, masks chosen": 1}
+METHODS = (*LP, CALLBACK, *TFMOT)
+QUICK_METHODS = ("LpAdamW, p = 0.8", "LpAdamW, p = 1", CALLBACK, "TF-MOT, masks kept")
+WHOLE = "whole training step, LpAdamW, p = 0.8"
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,9 @@ class Row:
         ratio: Median over the turns of this time by that of the peer in the same turn.
         low: First quartile of these ratios.
         high: Third quartile.
-        floor: Time of a step by that of the floor.
+        floor: Time of a step by that of the floor, or nan.
         bandwidth: Share of the copy bandwidth at which the step reads weights, state and
-            gradients, and writes weights and state.
+            gradients, and writes weights and state, or nan.
         first: Seconds of the first step, which compiles.
         first_ratio: The same by those of the peer's first step.
         memory: Megabytes that a process needs for the steps, or nan.
@@ -88,8 +95,10 @@ def make(method, weights, xla):
     """Steps of a method on new weights."""
     keras.utils.set_random_seed(0)
     model = WEIGHTS[weights]()
-    if method == TFMOT:
-        return stepping.steps_of_tfmot(model)
+    if method in TFMOT:
+        return stepping.steps_of_tfmot(model, TFMOT[method])
+    if method == TF_KERAS_PEER:
+        return stepping.steps_of_tf_keras(model)
     if method == CALLBACK:
         callback, optimizer = keras_lp.LpDecayCallback(), keras.optimizers.Adam()
         return stepping.steps_with_callback(callback, optimizer, model, xla)
@@ -107,55 +116,56 @@ def count_of(weights):
     return stepping.weights_in(WEIGHTS[weights]())
 
 
-def seconds_of(step):
+def seconds_of(steps):
     """Time of one step."""
     start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    steps.run()
+    return (time.perf_counter() - start) / steps.count
 
 
-def in_turn(steps, turns):
-    """Times of several kinds of steps: of the first of each, and of those in each turn.
+def in_turn(kinds, turns):
+    """Times of several kinds of steps: of the first of each, and of one in each turn.
 
-    The order changes from turn to turn, as each finds the caches as the one before left them.
+    Steps find the caches as those before left them: the first kind begins every turn, and the
+    order of the others changes from turn to turn, so that each of two follows the same ones.
     """
-    first = [seconds_of(step) for step in steps]
-    for step in steps * 2:  # TensorFlow compiles some things at the second step.
-        step()
-    seconds = np.empty((turns, len(steps)))
-    order = list(range(len(steps)))
+    first = [seconds_of(steps) for steps in kinds]
+    for steps in kinds * 2:  # TensorFlow compiles some things at the second step.
+        steps.run()
+    seconds = np.empty((turns, len(kinds)))
+    begin, *others = range(len(kinds))
     for turn in range(turns):
-        for number in order if turn % 2 else order[::-1]:
-            seconds[turn, number] = seconds_of(steps[number])
+        for number in (begin, *others[:: 1 if turn % 2 else -1]):
+            seconds[turn, number] = seconds_of(kinds[number])
     return first, seconds
+
+
+def peer_of(method):
+    """What a method is measured by."""
+    return TF_KERAS_PEER if method in TFMOT else PEER
 
 
 def measure(method, weights, xla, turns):
     """One row, without memory."""
-    step = make(method, weights, xla)
-    if method == TFMOT:
-        other = stepping.steps_of_tf_keras(WEIGHTS[weights]())
-    else:
-        other = make(PEER, weights, xla)
     once = stepping.passes_over(stepping.STATE * count_of(weights))
-    first, seconds = in_turn([step, other, once], turns)
-    low, ratio, high = np.percentile(seconds[:, 0] / seconds[:, 1], (25, 50, 75))
-    own, _, floor = np.median(seconds, axis=0)
-    backend = keras.backend.backend() + ("" if xla else " without XLA")
-    # A step reads the gradients besides: seven numbers for six of the floor.
-    bandwidth = 7 / 6 * floor / own
+    kinds = [once, make(method, weights, xla), make(peer_of(method), weights, xla)]
+    first, seconds = in_turn(kinds, turns)
+    floor, own, peer = seconds.T
+    low, ratio, high = np.percentile(own / peer, (25, 50, 75))
+    times_the_floor = np.median(own) / np.median(floor)
     return Row(
-        backend=backend,
+        backend=keras.backend.backend() + ("" if xla else " without XLA"),
         weights=weights,
         method=method,
-        milliseconds=1e3 * own,
+        milliseconds=1e3 * np.median(own),
         ratio=ratio,
         low=low,
         high=high,
-        floor=own / floor,
-        bandwidth=bandwidth,
-        first=first[0],
-        first_ratio=first[0] / first[1],
+        floor=times_the_floor,
+        # A step reads the gradients besides: seven numbers for six of the floor.
+        bandwidth=7 / 6 / times_the_floor,
+        first=first[1],
+        first_ratio=first[1] / first[2],
     )
 
 
@@ -170,16 +180,17 @@ def memory_of(method, weights, xla):
 
 def print_memory(method, weights, xla):
     """Prints the megabytes, in the process that is there for it."""
-    stepping.passes_over(10)()  # What a backend takes for itself.
-    before = resident("VmRSS")
-    step = make(method, weights, xla)
-    step()
-    step()
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # Begins the peak anew, after compiling.
+    steps = make(method, weights, xla)
     for _ in range(3):
-        step()
-    print(device_peak() or resident("VmHWM") - before)
+        steps.run()
+    # Beside what is held, only what a step takes for a while counts, and not what compiling took.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    before = resident("VmRSS")
+    for _ in range(3):
+        steps.run()
+    print(device_peak() or steps.held / 2**20 + resident("VmHWM") - before)
 
 
 def resident(name):
@@ -201,40 +212,54 @@ def device_peak():
 
 def rows(weights, methods, compilations, turns, has_memory):
     """Rows of all methods on the weights of one model, as they come."""
+    memory = functools.cache(memory_of)
     for xla in compilations:
-        peer_memory = memory_of(PEER, weights, xla) if has_memory else float("nan")
         for method in methods:
-            if method == TFMOT and (xla or keras.backend.backend() != "tensorflow"):
+            if method in TFMOT and (xla or keras.backend.backend() != "tensorflow"):
                 continue
             row = measure(method, weights, xla, turns)
             gc.collect()
-            if has_memory and method != TFMOT:  # It has another peer.
-                memory = memory_of(method, weights, xla)
-                row = replace(row, memory=memory, memory_ratio=memory / peer_memory)
+            if has_memory:
+                own, peer = (memory(one, weights, xla) for one in (method, peer_of(method)))
+                row = replace(row, memory=own, memory_ratio=own / peer)
             yield row
 
 
 def whole_step(turns):
-    """Ratio of a whole training step of ResNet-18 with LpAdamW, p = 0.8, to one with AdamW."""
+    """A row of whole training steps of ResNet-18, batch 32, with LpAdamW and with AdamW."""
     optimizers = keras_lp.LpAdamW(p=0.8), keras.optimizers.AdamW()
-    steps = [stepping.training_steps(one, models.resnet18()) for one in optimizers]
-    _, seconds = in_turn(steps, turns)
-    return np.percentile(seconds[:, 0] / seconds[:, 1], (25, 50, 75)), np.median(seconds[:, 1])
+    kinds = [stepping.training_steps(one, models.resnet18()) for one in optimizers]
+    first, seconds = in_turn(kinds, turns)
+    own, peer = seconds.T
+    low, ratio, high = np.percentile(own / peer, (25, 50, 75))
+    return Row(
+        backend=keras.backend.backend(),
+        weights="resnet18",
+        method=WHOLE,
+        milliseconds=1e3 * np.median(own),
+        ratio=ratio,
+        low=low,
+        high=high,
+        floor=float("nan"),
+        bandwidth=float("nan"),
+        first=first[0],
+        first_ratio=first[0] / first[1],
+    )
 
 
 def show(row):
     """A row in Markdown."""
-    memory = "" if np.isnan(row.memory) else f"{row.memory:,.0f} MB, {row.memory_ratio:.3f}"
+    has_floor, has_memory = not np.isnan(row.floor), not np.isnan(row.memory)
     cells = (
         row.backend,
         row.weights,
         row.method,
         f"{row.milliseconds:.1f}",
         f"{row.ratio:.3f} ({row.low:.3f} to {row.high:.3f})",
-        f"{row.floor:.2f}",
-        f"{row.bandwidth:.2f}",
+        f"{row.floor:.2f}" if has_floor else "",
+        f"{row.bandwidth:.2f}" if has_floor else "",
         f"{row.first:.1f} s, {row.first_ratio:.2f}",
-        memory,
+        f"{row.memory:,.0f} MB, {row.memory_ratio:.3f}" if has_memory else "",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -273,23 +298,29 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    large = [name for name in WEIGHTS if name != "perceptron"]
-    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=large)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--turns", type=int, default=40, help="of each method and its peer")
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, help="all but the perceptron's")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default")
+    parser.add_argument("--turns", type=whole, help="of each method and its peer, 40 by default")
     parser.add_argument("--no-whole-step", action="store_true", help="leave out the training step")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory")
-    parser.add_argument("--quick", action="store_true", help="few turns on small weights")
-    parser.add_argument("--output", type=new_file, default="step.csv", help="file of all rows")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="five turns of four methods on ResNet-18, unless told otherwise, and those alone",
+    )
+    parser.add_argument("--output", type=new_file, help="file of all rows, step_BACKEND.csv")
     parser.add_argument("--without-xla", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--memory-of", choices=(PEER, *METHODS), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
         print_memory(arguments.memory_of, arguments.weights[0], not arguments.without_xla)
         return
-    weights, turns = arguments.weights, arguments.turns
-    if arguments.quick:
-        weights, turns = [name for name in weights if name != "transformer"], 5
+    is_quick = arguments.quick
+    large = [name for name in WEIGHTS if name != "perceptron"]
+    weights = arguments.weights or (["resnet18"] if is_quick else large)
+    methods = arguments.methods or (QUICK_METHODS if is_quick else METHODS)
+    turns = arguments.turns or (5 if is_quick else 40)
+    output = arguments.output or Path(f"step_{keras.backend.backend()}.csv")
 
     print(circumstances() + "\n")
     print(
@@ -298,18 +329,19 @@ def main():
     )
     # Under JAX there is no step without XLA.
     compilations = (True, False) if keras.backend.backend() == "tensorflow" else (True,)
-    has_memory = Path("/proc/self/clear_refs").exists() and not arguments.no_memory
-    arguments.output.unlink(missing_ok=True)
+    has_clear_refs = Path("/proc/self/clear_refs").exists()
+    has_memory = has_clear_refs and not (arguments.no_memory or is_quick)
+    output.unlink(missing_ok=True)
+
+    def report(row):
+        append(output, row)
+        print(show(row), flush=True)
+
     for name in weights:
-        for row in rows(name, arguments.methods, compilations, turns, has_memory):
-            append(arguments.output, row)
-            print(show(row), flush=True)
-    if not arguments.no_whole_step:
-        (low, ratio, high), seconds = whole_step(turns)
-        print(
-            f"\nA whole training step of ResNet-18, batch 32, LpAdamW with p = 0.8: {ratio:.3f} "
-            f"({low:.3f} to {high:.3f}) of one with AdamW, {1e3 * seconds:.0f} ms."
-        )
+        for row in rows(name, methods, compilations, turns, has_memory):
+            report(row)
+    if not (arguments.no_whole_step or is_quick):
+        report(whole_step(turns))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Single optimizer steps on the weights of a model, to be timed and weighed.
+"""Optimizer steps on the weights of a model, to be timed and weighed.
 
-A step is a function without arguments that returns when the new weights are there. Gradients
-are given, and the same each time: there is no forward or backward pass.
+Gradients are given, and the same each time: there is no forward or backward pass.
 
-    step = stepping.steps_of_optimizer(keras.optimizers.AdamW(), models.resnet18())
-    step()
+    steps = stepping.steps_of_optimizer(keras.optimizers.AdamW(), models.resnet18())
+    steps.run()
 """
 
 import functools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -16,6 +17,23 @@ import numpy as np
 import keras_lp
 
 STATE = 3  # numbers for each weight that Adam reads and writes: the weight and two moments
+# In one call of an accelerator, which is done with a step before Python has begun the next.
+STEPS_IN_A_CALL = 20
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps to be timed.
+
+    Attributes:
+        run: Makes them, and returns when the new weights are there.
+        count: How many they are.
+        held: Bytes of weights, state and gradients that are there between two steps.
+    """
+
+    run: Callable[[], None]
+    count: int = 1
+    held: int = 0
 
 
 def weights_in(model):
@@ -32,54 +50,95 @@ def gradients_of(variables):
     ]
 
 
+def bytes_of(*arrays):
+    """How many bytes lists of variables or tensors take."""
+    return sum(
+        math.prod(one.shape) * np.dtype(keras.backend.standardize_dtype(one.dtype)).itemsize
+        for some in arrays
+        for one in some
+    )
+
+
 def steps_of_optimizer(optimizer, model, xla=True):
     """Steps of a Keras optimizer."""
     variables = model.trainable_variables
     gradients = gradients_of(variables)
     optimizer.build(variables)
+    held = bytes_of(model.variables, optimizer.variables, gradients)
     if keras.backend.backend() == "jax":
-        return _steps_in_jax(optimizer, variables, gradients)[0]
+        count = _steps_in_a_call()
+        step, _, _ = _steps_in_jax(optimizer, variables, gradients, count)
+        return Steps(step, count, held)
+    return Steps(_steps_in_tensorflow(optimizer, variables, gradients, xla), held=held)
+
+
+def _steps_in_tensorflow(optimizer, variables, gradients, xla):
     import tensorflow as tf
 
     return tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=xla)
 
 
-def _steps_in_jax(optimizer, variables, gradients):
+def _steps_in_jax(optimizer, variables, gradients, count=1):
     """Steps under `jax.jit`, which donates buffers as Keras's trainer does.
 
-    With them come two functions, that put their weights into the variables and take them back.
+    With them come two functions, that put what they have into the variables, and take it back.
     """
     import jax
 
-    apply = jax.jit(
-        lambda weights, state, given: optimizer.stateless_apply(state, given, weights),
-        donate_argnums=(0, 1),
-    )
-    values = [[v.value for v in one] for one in (variables, optimizer.variables)]
+    def apply(weights, state, given):
+        return optimizer.stateless_apply(state, given, weights)
 
-    def step():
-        values[:] = apply(*values, gradients)
-        jax.block_until_ready(values)
-
-    def put_back():
-        for variable, value in zip(variables, values[0], strict=True):
-            variable.assign(value)
+    several = jax.jit(_repeated(apply, count), donate_argnums=(0, 1))
+    held = variables, optimizer.variables
 
     def take():
-        values[0] = [variable.value for variable in variables]
+        values[:] = [[variable.value for variable in one] for one in held]
 
+    def put_back():
+        for one, new in zip(held, values, strict=True):
+            for variable, value in zip(one, new, strict=True):
+                variable.assign(value)
+
+    def step():
+        values[:] = several(*values, gradients)
+        jax.block_until_ready(values)
+
+    values = []
+    take()
     return step, put_back, take
 
 
+def _steps_in_a_call():
+    """How many steps JAX makes in one call."""
+    import jax
+
+    return 1 if jax.default_backend() == "cpu" else STEPS_IN_A_CALL
+
+
+def _repeated(step, count):
+    """A step of JAX that is made several times; a function of weights, state and the rest."""
+    import jax
+
+    def several(weights, state, *rest):
+        return jax.lax.fori_loop(0, count, lambda _, now: step(*now, *rest), (weights, state))
+
+    return step if count == 1 else several
+
+
 def steps_with_callback(callback, optimizer, model, xla=True):
-    """Steps of a Keras optimizer, each followed by a callback as `fit` calls it."""
+    """Steps of a Keras optimizer, each followed by a callback as `fit` calls it.
+
+    The callback compiles what it does by itself, under XLA in any case.
+    """
     model.compile(optimizer, "mse")
     variables = model.trainable_variables
+    gradients = gradients_of(variables)
+    optimizer.build(variables)
     if keras.backend.backend() == "jax":
-        optimizer.build(variables)
-        apply, put_back, take = _steps_in_jax(optimizer, variables, gradients_of(variables))
+        apply, put_back, take = _steps_in_jax(optimizer, variables, gradients)
     else:
-        apply, put_back, take = steps_of_optimizer(optimizer, model, xla), _nothing, _nothing
+        apply = _steps_in_tensorflow(optimizer, variables, gradients, xla)
+        put_back = take = _nothing
     callback.set_model(model)
     callback.on_train_begin()
     callback.on_epoch_begin(0)
@@ -95,7 +154,7 @@ def steps_with_callback(callback, optimizer, model, xla=True):
         _wait(variables)
         batch += 1
 
-    return step
+    return Steps(step, held=bytes_of(model.variables, optimizer.variables, gradients))
 
 
 def _nothing():
@@ -113,27 +172,29 @@ def steps_of_tf_keras(model):
     """Steps of tf_keras's Adam, without XLA, on the weights of a model made again in tf_keras."""
     import tensorflow as tf
 
-    legacy = keras_lp.tfmot.to_tf_keras(model)
-    return tf.function(_adam_of_tf_keras(legacy))
+    apply, held = _adam_of_tf_keras(keras_lp.tfmot.to_tf_keras(model))
+    return Steps(tf.function(apply), held=held)
 
 
 def _adam_of_tf_keras(legacy):
-    """Compiles a model with tf_keras's Adam; returns a step of it, to be traced."""
+    """Compiles a model with tf_keras's Adam; a step of it, to be traced, and what it holds."""
     import tf_keras
 
     variables = legacy.trainable_variables
     optimizer = tf_keras.optimizers.Adam(jit_compile=False)
     optimizer.build(variables)
     legacy.compile(optimizer, "mse")
-    pairs = list(zip(gradients_of(variables), variables, strict=True))
-    return functools.partial(optimizer.apply_gradients, pairs)
+    gradients = gradients_of(variables)
+    pairs = list(zip(gradients, variables, strict=True))
+    held = bytes_of(legacy.variables, optimizer.variables, gradients)
+    return functools.partial(optimizer.apply_gradients, pairs), held
 
 
-def steps_of_tfmot(model, sparsity=0.9, frequency=100):
+def steps_of_tfmot(model, frequency, sparsity=0.9):
     """Steps of tf_keras's Adam under TF-MOT's magnitude pruning, without XLA.
 
-    The wrappers mask the weights at each step, in the forward pass, and choose the masks anew
-    every `frequency` steps; TF-MOT's callback tells them the step.
+    At each step the wrappers of the layers count it and multiply the weights by their masks, as
+    they do in the forward pass. Every `frequency` steps they choose the masks anew.
     """
     import tensorflow as tf
 
@@ -144,27 +205,20 @@ def steps_of_tfmot(model, sparsity=0.9, frequency=100):
     legacy = keras_lp.tfmot.to_tf_keras(model)
     wrapped = api.prune_low_magnitude(legacy, schedule)
     wrappers = [layer for layer in wrapped.layers if hasattr(layer, "pruning_obj")]
-    adam = _adam_of_tf_keras(wrapped)
+    adam, held = _adam_of_tf_keras(wrapped)
     callback = api.UpdatePruningStep()
     callback.set_model(wrapped)
     callback.on_train_begin()
 
     @tf.function
-    def apply():
+    def step():
         for wrapper in wrappers:
+            wrapper.pruning_step.assign_add(1)
             wrapper.pruning_obj.conditional_mask_update()
             wrapper.pruning_obj.weight_mask_op()
         adam()
 
-    batch = 0
-
-    def step():
-        nonlocal batch
-        callback.on_train_batch_begin(batch)
-        apply()
-        batch += 1
-
-    return step
+    return Steps(step, held=held)
 
 
 def passes_over(count):
@@ -172,18 +226,21 @@ def passes_over(count):
     if keras.backend.backend() == "jax":
         import jax
 
-        scale = jax.jit(lambda x: x * 0.999, donate_argnums=0)
-        array = keras.ops.ones(count, "float32")
+        passes = _steps_in_a_call()
+        scale = jax.jit(
+            _repeated(lambda x, state: (x * 0.999, state), passes), donate_argnums=(0, 1)
+        )
+        values = [keras.ops.ones(count, "float32"), ()]
 
         def once():
-            nonlocal array
-            array = jax.block_until_ready(scale(array))
+            values[:] = scale(*values)
+            jax.block_until_ready(values)
 
-        return once
+        return Steps(once, passes)
     import tensorflow as tf
 
     variable = tf.Variable(tf.ones(count))
-    return tf.function(lambda: variable.assign(variable * 0.999), jit_compile=True)
+    return Steps(tf.function(lambda: variable.assign(variable * 0.999), jit_compile=True))
 
 
 def training_steps(optimizer, model, batch_size=32):
@@ -193,4 +250,4 @@ def training_steps(optimizer, model, batch_size=32):
     random = np.random.default_rng(0)
     x = random.standard_normal((batch_size, *model.input_shape[1:]), "float32")
     y = random.integers(model.output_shape[-1], size=batch_size)
-    return functools.partial(model.train_on_batch, x, y)
+    return Steps(functools.partial(model.train_on_batch, x, y))
