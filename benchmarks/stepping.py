@@ -240,7 +240,12 @@ def passes_over(count):
     import tensorflow as tf
 
     variable = tf.Variable(tf.ones(count))
-    return Steps(tf.function(lambda: variable.assign(variable * 0.999), jit_compile=True))
+
+    @tf.function(jit_compile=True)
+    def once():
+        variable.assign(variable * 0.999)  # Not returned, which would take another copy.
+
+    return Steps(once)
 
 
 def training_steps(optimizer, model, batch_size=32):

@@ -61,8 +61,8 @@ to work faster.
 """
 
 SIZES = {
-    "paper": {"width": 64, "batch_size": 400, "epochs": 100, "weight_decay": 0.8 * 1e-3},
-    "cpu": {"width": 16, "batch_size": 64, "epochs": 10, "weight_decay": 0.015, "steps": 200},
+    "paper": {"width": 64, "batch_size": 400, "epochs": 100, "lambda_p": 1e-3},
+    "cpu": {"width": 16, "batch_size": 64, "epochs": 10, "lambda_p": 0.02, "steps": 200},
 }
 ARCHIVE = "cifar10_jpeg.npz.xz"
 
@@ -110,7 +110,7 @@ parser.add_argument("--size", choices=SIZES, default="paper")
 parser.add_argument("--epochs", type=number(int, 1))
 parser.add_argument("--steps", type=number(int, 1), help="batches in an epoch; default: all")
 parser.add_argument("--p", type=number(float, 0), default=0.8, help="exponent of the norm")
-parser.add_argument("--weight-decay", type=number(float, 0), help="strength of the decay")
+parser.add_argument("--weight-decay", type=number(float, 0), help="default: p * lambda_p")
 parser.add_argument(
     "--target-sparsity", type=number(float, 0, 1), help="to steer to, instead of a strength"
 )
@@ -131,6 +131,8 @@ if arguments.target_sparsity is not None:
 for name, value in SIZES[arguments.size].items():
     if getattr(arguments, name, None) is None:
         setattr(arguments, name, value)
+if arguments.weight_decay is None:
+    arguments.weight_decay = arguments.p * arguments.lambda_p
 keras.utils.set_random_seed(0)
 
 """
@@ -225,14 +227,15 @@ class Batches(keras.utils.PyDataset):
         return augment(x_train[chosen], random), y_train[chosen]
 
 
-batches = Batches(workers=2)
+batches = Batches()  # More workers would read ahead, past the end of an epoch.
 
 """
 ## Model
 
 ResNet-18 for small images: the first convolution is 3 x 3 and nothing is pooled before the end. The
 colours are normalized within the model, so that it takes images as they are. How long a weight
-takes to fall depends on where it starts, so all start as in the paper, which is in PyTorch.
+takes to fall depends on where it starts, so all start as in the paper, which is in PyTorch. (Where
+an image is halved, PyTorch pads it on both sides and Keras on one.)
 """
 
 

@@ -53,8 +53,8 @@ mpl.use("Agg")
 """
 ## Settings
 
-Both sizes are nanoGPT's, with its dropout, batches and steps. An epoch is here what lies between
-two looks at the validation loss: 250 steps.
+Both sizes are nanoGPT's, with its dropout, batches, steps and learning rates. An epoch is here what
+lies between two looks at the validation loss: 250 steps.
 
 The published code of the paper is that of its images and does not say how strong the decay of the
 GPT was: the strength is our choice. p = 0.8 is that of the images.
@@ -210,7 +210,8 @@ batches = Batches()
 
 Each layer adds to the numbers of a character what attention finds in the characters before it, and
 then what two dense layers make of them. As in nanoGPT there are no biases, and one matrix serves
-twice: it gives the numbers of a character, and at the end the logits of the next one.
+twice: it gives the numbers of a character, and at the end the logits of the next one. All matrices
+start alike; nanoGPT starts those that end a branch smaller.
 """
 
 
@@ -219,9 +220,14 @@ def normal():
     return keras.initializers.RandomNormal(stddev=0.02)
 
 
+def normalization():
+    """PyTorch's layer normalization, without a bias."""
+    return layers.LayerNormalization(epsilon=1e-5, center=False)
+
+
 def attention(x):
     """What each position takes from those before it and from itself."""
-    y = layers.LayerNormalization(center=False)(x)
+    y = normalization()(x)
     return layers.MultiHeadAttention(
         num_heads=arguments.heads,
         key_dim=arguments.width // arguments.heads,
@@ -233,7 +239,7 @@ def attention(x):
 
 def feed_forward(x):
     """What two dense layers make of each position."""
-    y = layers.LayerNormalization(center=False)(x)
+    y = normalization()(x)
     y = layers.Dense(4 * arguments.width, "gelu", use_bias=False, kernel_initializer=normal())(y)
     return layers.Dense(arguments.width, use_bias=False, kernel_initializer=normal())(y)
 
@@ -252,13 +258,13 @@ def gpt():
     for _ in range(arguments.depth):
         x += layers.Dropout(arguments.dropout)(attention(x))
         x += layers.Dropout(arguments.dropout)(feed_forward(x))
-    logits = embedding(layers.LayerNormalization(center=False)(x), reverse=True)
+    logits = embedding(normalization()(x), reverse=True)
     return keras.Model(window, logits, name="gpt")
 
 
 """
 `LpAdamW` takes the place of AdamW, with what nanoGPT gives that: a learning rate that warms up to
-1e-3 within 100 of 5,000 steps and follows a cosine down to 1e-4, a second moment that forgets
+1e-3 within 100 steps and follows a cosine down to 1e-4, a second moment that forgets
 within 100 steps, and gradients that are clipped.
 
 With `--target-sparsity`, `SparsityTarget` steers the strength of the decay during the training.
@@ -266,7 +272,7 @@ Without it, `SparsityLogger` counts the zeros.
 """
 
 all_batches = arguments.epochs * arguments.steps
-warmup = round(0.02 * all_batches)
+warmup = min(100, all_batches // 10)
 learning_rate = keras.optimizers.schedules.CosineDecay(
     0.0, all_batches - warmup, alpha=0.1, warmup_target=1e-3, warmup_steps=warmup
 )
