@@ -17,6 +17,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ from runs import (
     by_value,
     commit,
     half_range,
+    hardware,
     mean,
     new_file,
     read,
@@ -125,6 +127,7 @@ class Run:
         metric: Validation metric of the model with its zeros.
         sparsity: Share of zeros among the decayed variables.
         seconds: Time of the training.
+        commit: Commit of the benchmarks that it was made with.
     """
 
     task: str
@@ -135,6 +138,7 @@ class Run:
     metric: float
     sparsity: float
     seconds: float
+    commit: str
 
     @property
     def key(self):
@@ -170,7 +174,7 @@ def train(data_dir, name, method, value, seed, share):
     _, _, *validation = task.data
     logs = model.evaluate(*validation, batch_size=task.batch_size, verbose=0, return_dict=True)
     metric = logs[task.metric.removeprefix("val_")]
-    return Run(name, method, value, seed, share, metric, sparsity, seconds)
+    return Run(name, method, value, seed, share, metric, sparsity, seconds, commit())
 
 
 def run_all(keys, data_dir, processes):
@@ -207,6 +211,7 @@ def print_tables(task, runs, grids):
     """What came out of one task: at sparsities between the points, then the points."""
     dense = by_value(runs, "adamw")[DENSE_VALUE]
     print(f"\n### {task.name}: {task.metric}, seeds: {len(dense)}\n")
+    print(f"Commits: {', '.join(sorted({run.commit for run in runs}))}\n")
     print(f"AdamW, without zeros: {show(task, dense)}\n")
     print(f"| method | {' | '.join(f'{s:.0%}' for s in SPARSITIES)} |")
     print("| --- " * (1 + len(SPARSITIES)) + "|")
@@ -226,28 +231,13 @@ def print_tables(task, runs, grids):
 
 
 def draw(task, runs, grids, path):
-    """One line for each method, over the share of weights that are not zero.
+    """One line for each method, over the share of weights that are not zero; up is better.
 
     Both axes are such that what is close to nothing has room: few weights, and few errors.
     """
     factor, unit = (100, "%") if task.unit == "percent" else (1, "nats")
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     ax = figure.add_subplot()
-    dense = factor * mean(by_value(runs, "adamw")[DENSE_VALUE], "metric")
-    ax.axhline(dense, color="0.4", linewidth=1, label="AdamW, no zeros")
-    for method, values in grids.items():
-        groups = points(runs, method, values).values()
-        groups = [group for group in groups if mean(group, "sparsity") < 1]
-        groups.sort(key=lambda group: mean(group, "sparsity"))
-        ax.errorbar(
-            [100 * (1 - mean(group, "sparsity")) for group in groups],
-            [factor * mean(group, "metric") for group in groups],
-            [factor * half_range(group, "metric") for group in groups],
-            label=METHODS[method].label,
-            capsize=2,
-            elinewidth=1,
-            **STYLES[method],
-        )
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f"{share:g} %"))
@@ -256,10 +246,33 @@ def draw(task, runs, grids, path):
     if task.unit == "percent":
         ax.set_yscale("function", functions=(lambda y: -log_errors(y), lambda y: 100 - np.exp(-y)))
         ax.yaxis.set_major_locator(ticker.FixedLocator(ACCURACIES))
+    else:
+        ax.invert_yaxis()
+    dense = factor * mean(by_value(runs, "adamw")[DENSE_VALUE], "metric")
+    ax.axhline(dense, color="0.4", linewidth=1, label="AdamW, no zeros")
+    for method, values in grids.items():
+        groups = points(runs, method, values).values()
+        groups = [group for group in groups if mean(group, "sparsity") < 1]
+        groups.sort(key=lambda group: mean(group, "sparsity"))
+        nonzero, metrics = [], []
+        for group in groups:
+            nonzero.append([100 * (1 - run.sparsity) for run in group])
+            metrics.append([factor * run.metric for run in group])
+        x, y = (np.mean(some, axis=1) for some in (nonzero, metrics))
+        ax.errorbar(
+            x,
+            y,
+            [y - np.min(metrics, axis=1), np.max(metrics, axis=1) - y],
+            [x - np.min(nonzero, axis=1), np.max(nonzero, axis=1) - x],
+            label=METHODS[method].label,
+            capsize=2,
+            elinewidth=1,
+            **STYLES[method],
+        )
     ax.set(
         xlabel="weights that are not zero (log scale; sparser to the right)",
         ylabel=f"{task.metric.replace('_', ' ')} ({unit})",
-        title=f"{task.name}: mean of the seeds and their range",
+        title=f"{task.name}: mean of {len({run.seed for run in runs})} seeds and their range",
     )
     ax.grid(color="0.9")
     ax.legend(fontsize="small")
@@ -272,10 +285,11 @@ def log_errors(accuracy):
 
 
 def environment():
-    """Commit and versions, which a table in RESULTS.md has to say."""
+    """Hardware, versions and date, which a table in RESULTS.md has to say."""
     packages = ("keras", "tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    return f"Commit {commit()}, {versions}, {time.strftime('%Y-%m-%d')}"
+    python = platform.python_version()
+    return f"{hardware()}, Python {python}, {versions}, {time.strftime('%Y-%m-%d')}"
 
 
 def main():

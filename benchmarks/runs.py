@@ -1,12 +1,15 @@
 """Files of runs, one line for each training, and what several runs say together.
 
 A benchmark has its own frozen dataclass of a run, whose fields are the columns of its file. Here
-a run needs `method`, `value` (what the method was asked for), `metric` and `sparsity`.
+a run needs `method`, `value` (what the method was asked for), `metric` and `sparsity`. Besides: the
+circumstances of a benchmark, and types for its command line.
 """
 
 import argparse
 import csv
 import math
+import os
+import platform
 import subprocess
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -66,6 +69,16 @@ def commit():
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return said.strip() or "unknown"
+
+
+def hardware():
+    """The cores and the processor."""
+    names = (
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return f"{os.cpu_count()} cores of {next(names, platform.processor())}"
 
 
 def mean(runs, name):

@@ -34,7 +34,7 @@ import keras
 import models
 import numpy as np
 import stepping
-from runs import append, commit, new_file, whole
+from runs import append, commit, hardware, new_file, whole
 
 import keras_lp
 
@@ -276,18 +276,10 @@ def accelerator():
 
 def circumstances():
     """Where and when, in one line."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     backend = keras.backend.backend()
     library_version = __import__(backend).__version__
     return (
-        f"{accelerator() or f'{os.cpu_count()} cores of {cpu}'}; {backend} "
+        f"{accelerator() or hardware()}; {backend} "
         f"{library_version}, Keras {keras.__version__}, Python {platform.python_version()}, "
         f"commit {commit()}, {datetime.date.today()}"
     )

@@ -12,6 +12,8 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_lp.powers import scaled_power
+
 # Fits float32; |w|**p is 0, 1 or inf in every dtype long before p is so large.
 _LARGEST = 3e38
 
@@ -171,11 +173,7 @@ def _term(magnitude: Any, strength: Any, p: Any) -> Any:
 def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
     """`strength * |w|**(p - 2)`, ordered so that only the result itself can overflow."""
     if not is_number(p):
-        exponent = _cast(p, magnitude.dtype) - 2.0
-        log_power = exponent * ops.log(magnitude)
-        # A scheduled p may pass through 2, where |0|**0 is 1.
-        log_power = ops.where(exponent == 0, ops.zeros_like(log_power), log_power)
-        return ops.exp(log_power + ops.log(strength))
+        return scaled_power(magnitude, strength, _cast(p, magnitude.dtype) - 2.0)
     if p == 2:
         return strength * ops.ones_like(magnitude)
     if p == 1.5:
@@ -186,8 +184,7 @@ def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
         return strength / magnitude / ops.sqrt(magnitude)
     if p == 0:
         return ops.square(ops.sqrt(strength) / magnitude)
-    exponent = min(p, _LARGEST) - 2.0
-    return ops.exp(exponent * ops.log(magnitude) + ops.log(strength))
+    return scaled_power(magnitude, strength, min(p, _LARGEST) - 2.0)
 
 
 def _power_over_p(magnitude: Any, p: float) -> Any:
