@@ -3,7 +3,8 @@
 For each task, method, point of the method's grid and seed one training, and one of AdamW. All
 have the same model and start, the same number of epochs and the same learning rate, which is
 constant; `methods.py` says what each of them does. A method has one knob, and a grid of five
-points: for the decays the strength, in equal ratios; for the others the sparsity.
+points: for the decays the strength, in equal ratios; for the others the sparsity. CIFAR-10 and Tiny
+Shakespeare have small models and short trainings here, so that a CPU makes a hundred of them.
 
 Every run is written to a CSV file as it ends, and what is there already is not run again. Prints
 tables in Markdown, which stand in RESULTS.md, and draws a picture for each task.
@@ -81,8 +82,8 @@ STRENGTHS = {
 SIZES = {
     "digits": ({}, lambda task: {}),
     "cifar10": (
-        {"train": 16_000},
-        lambda task: {"make_model": models.small_resnet, "batch_size": 32, "epochs": 2},
+        {"train": 16_000, "val": 10_000},
+        lambda task: {"make_model": models.small_resnet, "batch_size": 64, "epochs": 4},
     ),
     "shakespeare": (
         {},
@@ -165,11 +166,11 @@ def grid(task, method):
 def train(data_dir, name, method, value, seed, share):
     """One training, and what came of it."""
     task = load(name, data_dir, share)
-    way = DENSE if method == "adamw" else METHODS[method]
+    chosen = DENSE if method == "adamw" else METHODS[method]
     begin = time.perf_counter()
-    model = way.train(task, value, seed)
+    model = chosen.train(task, value, seed)
     seconds = time.perf_counter() - begin
-    sparsity = keras_lp.prune(model, threshold=way.threshold(task)).sparsity
+    sparsity = keras_lp.prune(model, threshold=chosen.threshold(task)).sparsity
     task.compile(model, "sgd")  # A model that comes from TF-MOT is not compiled.
     _, _, *validation = task.data
     logs = model.evaluate(*validation, batch_size=task.batch_size, verbose=0, return_dict=True)
@@ -222,12 +223,12 @@ def print_tables(task, runs, grids):
         print(f"| {METHODS[method].label} | {' | '.join(cells)} |")
     print("\n| method | asked for | zeros | result | seconds |\n" + "| --- " * 5 + "|")
     for method, values in grids.items():
-        way = METHODS[method]
+        chosen = METHODS[method]
         for value, group in points(runs, method, values).items():
-            asked = f"{value:.0%}" if way.knob == "sparsity" else f"`weight_decay` {value:g}"
+            asked = f"{value:.0%}" if chosen.knob == "sparsity" else f"`weight_decay` {value:g}"
             zeros = f"{mean(group, 'sparsity'):.2%} (±{100 * half_range(group, 'sparsity'):.2f})"
             result, seconds = show(task, group), f"{mean(group, 'seconds'):.0f}"
-            print(f"| {way.label} | {asked} | {zeros} | {result} | {seconds} |")
+            print(f"| {chosen.label} | {asked} | {zeros} | {result} | {seconds} |")
 
 
 def draw(task, runs, grids, path):

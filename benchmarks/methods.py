@@ -29,7 +29,7 @@ TFMOT_STEPS = 0.0, 0.8
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train.
+    """A way to train a sparse model.
 
     Attributes:
         label: Name in tables and pictures.
@@ -48,8 +48,8 @@ class Method:
         return max(1e-13, self.cut * task.learning_rate)
 
 
-def start(task, seed):
-    """The model that every method starts from, at this seed."""
+def new_model(task, seed):
+    """The model that every method starts from."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     return task.make_model()
@@ -60,9 +60,9 @@ def fit(task, model, epochs, callbacks=()):
     task.fit(model, callbacks, epochs=epochs, validation_data=None)
 
 
-def plainly(make_optimizer, task, value, seed):
+def train_with(make_optimizer, task, value, seed):
     """Trains with an optimizer, a function of the learning rate and the strength."""
-    model = start(task, seed)
+    model = new_model(task, seed)
     task.compile(model, make_optimizer(task.learning_rate, value))
     fit(task, model, task.epochs)
     return model
@@ -73,7 +73,7 @@ def one_shot(task, sparsity, seed):
 
     The magnitudes are ranked over the whole model. The optimizer goes on with its moments.
     """
-    model = start(task, seed)
+    model = new_model(task, seed)
     task.compile(model, keras.optimizers.AdamW(task.learning_rate))
     before = task.epochs // 2
     fit(task, model, before)
@@ -91,7 +91,7 @@ def tfmot(task, sparsity, seed):
     """
     tf_keras, api = import_tf_keras(), import_tfmot().sparsity.keras
     tf_keras.backend.clear_session()
-    legacy = keras_lp.tfmot.to_tf_keras(start(task, seed))
+    legacy = keras_lp.tfmot.to_tf_keras(new_model(task, seed))
     begin, end = (int(share * task.steps) for share in TFMOT_STEPS)
     frequency = max(1, min(100, (end - begin) // 10))
     end -= (end - begin) % frequency  # The last update is the one that reaches the target.
@@ -154,7 +154,7 @@ def coupled(p, task, strength, seed):
         smooth = ops.sqrt(ops.square(weights) + EPSILON**2)
         return keras_lp.penalty(smooth, strength, p)
 
-    model = start(task, seed)
+    model = new_model(task, seed)
     decayed = list(filter(is_decayed_by_default, model.trainable_variables))
     for variable in decayed:
         variable.regularizer = penalty
@@ -167,18 +167,18 @@ def coupled(p, task, strength, seed):
 
 def lp_adamw(p):
     """LpAdamW at an exponent."""
-    train = partial(plainly, partial(keras_lp.LpAdamW, p=p))
+    train = partial(train_with, partial(keras_lp.LpAdamW, p=p))
     return Method(f"LpAdamW, p = {p:g}", "weight_decay", train)
 
 
-DENSE = Method("AdamW", "weight_decay", partial(plainly, keras.optimizers.AdamW))
+DENSE = Method("AdamW", "weight_decay", partial(train_with, keras.optimizers.AdamW))
 METHODS = {
     "lp_adamw_0.5": lp_adamw(0.5),
     "lp_adamw_0.8": lp_adamw(0.8),
     "lp_adamw_1": lp_adamw(1),
     "one_shot": Method("one-shot and fine-tuning", "sparsity", one_shot),
     "tfmot": Method("TF-MOT, polynomial", "sparsity", tfmot),
-    "proximal_l1": Method("proximal L1", "weight_decay", partial(plainly, ProximalAdam)),
+    "proximal_l1": Method("proximal L1", "weight_decay", partial(train_with, ProximalAdam)),
     # Adam's steps keep what the penalty holds at 0 within some learning rates of it.
     "coupled_lp": Method("coupled Lp, p = 0.8", "weight_decay", partial(coupled, 0.8), cut=5),
 }

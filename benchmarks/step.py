@@ -52,6 +52,7 @@ CALLBACK = "Adam and LpDecayCallback"
 TFMOT = {"TF-MOT, masks kept": 100, "TF-MOT, masks chosen": 1}
 METHODS = (*LP, CALLBACK, *TFMOT)
 QUICK_METHODS = ("LpAdamW, p = 0.8", "LpAdamW, p = 1", CALLBACK, "TF-MOT, masks kept")
+ENOUGH, LONG = 20, 30  # turns; seconds after which no more than these are made
 WHOLE = "whole training step, LpAdamW, p = 0.8"
 
 
@@ -127,14 +128,18 @@ def in_turn(kinds, turns):
     """Times of several kinds of steps: of the first of each, and of one in each turn.
 
     Steps find the caches as those before left them: the first kind begins every turn, and the
-    order of the others changes from turn to turn, so that each of two follows the same ones.
+    order of the others changes from turn to turn, so that each of two follows the same ones. Slow
+    steps get fewer turns than they are given, and at least `ENOUGH`.
     """
     first = [seconds_of(steps) for steps in kinds]
     for steps in kinds * 2:  # TensorFlow compiles some things at the second step.
         steps.run()
     seconds = np.empty((turns, len(kinds)))
     begin, *others = range(len(kinds))
+    started = time.perf_counter()
     for turn in range(turns):
+        if turn >= ENOUGH and time.perf_counter() - started > LONG:
+            return first, seconds[:turn]
         for number in (begin, *others[:: 1 if turn % 2 else -1]):
             seconds[turn, number] = seconds_of(kinds[number])
     return first, seconds
@@ -292,7 +297,9 @@ def main():
     )
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, help="all but the perceptron's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default")
-    parser.add_argument("--turns", type=whole, help="of each method and its peer, 40 by default")
+    parser.add_argument(
+        "--turns", type=whole, help="of each method and its peer, up to 200 by default"
+    )
     parser.add_argument("--no-whole-step", action="store_true", help="leave out the training step")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory")
     parser.add_argument(
@@ -311,7 +318,7 @@ def main():
     large = [name for name in WEIGHTS if name != "perceptron"]
     weights = arguments.weights or (["resnet18"] if is_quick else large)
     methods = arguments.methods or (QUICK_METHODS if is_quick else METHODS)
-    turns = arguments.turns or (5 if is_quick else 40)
+    turns = arguments.turns or (5 if is_quick else 200)
     output = arguments.output or Path(f"step_{keras.backend.backend()}.csv")
 
     print(circumstances() + "\n")

@@ -180,10 +180,10 @@ def digits_cnn():
     )
 
 
-def cifar10(data_dir, train=10_000):
-    """The first `train` training and 2,000 test images of CIFAR-10, and a CNN of six layers."""
+def cifar10(data_dir, train=10_000, val=2_000):
+    """The first `train` training and `val` test images of CIFAR-10, and a CNN of six layers."""
     read = read_cifar10 if data_dir is None else partial(read_cifar10_jpeg, data_dir)
-    x_train, y_train, x_val, y_val = read(train, 2_000)
+    x_train, y_train, x_val, y_val = read(train, val)
     mean, deviation = (f(x_train, axis=(0, 1, 2), dtype="float64") for f in (np.mean, np.std))
     x_train, x_val = (((x - mean) / deviation).astype("float32") for x in (x_train, x_val))
     return Task(

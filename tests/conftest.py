@@ -2,7 +2,9 @@
 
 import functools
 import importlib.util
+import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -66,6 +68,37 @@ def run_worker():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder with small files of what guides and benchmarks read."""
+    pillow = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 256), ("test", 100)):
+        labels = random.integers(10, size=count).astype("uint8")
+        images = random.integers(0, 80, (count, 32, 32, 3)).astype("uint8")
+        files = []
+        for label, image in zip(labels, images, strict=True):
+            image[3 * label : 3 * label + 4] += 150  # A bright stripe tells the class.
+            file = io.BytesIO()
+            pillow.fromarray(image).save(file, "JPEG")
+            files.append(file.getvalue())
+        arrays |= {
+            f"{part}_jpeg": np.frombuffer(b"".join(files), "uint8"),
+            f"{part}_offsets": np.cumsum([0, *map(len, files)]),
+            f"{part}_labels": labels,
+        }
+    with lzma.open(folder / "cifar10_jpeg.npz.xz", "wb") as file:
+        archive = io.BytesIO()
+        np.savez(archive, **arrays)
+        file.write(archive.getvalue())
+    words = random.choice(["to be", " or not", ", that is\n", " the question"], size=1500)
+    (folder / "tinyshakespeare.txt").write_text("".join(words))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,40 +1,23 @@
 import ast
 import csv
 import importlib.util
-import io
 import json
-import lzma
-import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from scripts import ROOT, run
 
 import keras_lp
 
-ROOT = Path(__file__).parent.parent
 EXPORTS = all(map(importlib.util.find_spec, ("ai_edge_litert", "tensorflow")))
 
 on_tensorflow = pytest.mark.backend("tensorflow")
 on_tensorflow_and_jax = pytest.mark.backend("tensorflow", "jax")
-
-
-def run(*arguments, cwd):
-    process = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
 
 
 def quickstart(folder, *arguments):
@@ -90,93 +73,6 @@ def test_usage_examples_of_the_readme_run_as_they_stand(tmp_path):
 
 @on_tensorflow
 @pytest.mark.slow
-def test_benchmark_of_sparse_files_prints_its_table(tmp_path):
-    printed = run(ROOT / "benchmarks" / "sparse_file.py", "--repeats", 2, cwd=tmp_path)
-    rows = [line for line in printed.splitlines() if line.startswith(("| mlp", "| cnn"))]
-    assert len(rows) == 4
-    for row in rows:
-        dense, sparse = (int(cell.replace(",", "")) for cell in row.split("|")[3:5])
-        assert sparse < 0.2 * dense
-
-
-@on_tensorflow
-@pytest.mark.slow
-def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
-    methods = ["LpAdamW, p = 0.8", "Adam and LpDecayCallback", "TF-MOT on tf_keras's Adam"]
-    options = ["--weights", "perceptron", "--turns", 2, "--no-whole-step", "--methods", *methods]
-    printed = run(ROOT / "benchmarks" / "step.py", *options, cwd=tmp_path)
-    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| tensorflow")]
-    assert [row[2] for row in rows] == [*methods[:2], *methods]  # TF-MOT without XLA alone.
-    with (tmp_path / "step.csv").open(newline="") as file:
-        written = list(csv.DictReader(file))
-    assert [row["method"] for row in written] == [row[2] for row in rows]
-    for row in written:
-        assert float(row["low"]) <= float(row["ratio"]) <= float(row["high"])
-        assert (float(row["memory"]) > 0) != (row["method"] == methods[2])
-
-
-FRONTIER = ROOT / "benchmarks" / "frontier.py"
-
-
-@on_tensorflow
-@pytest.mark.slow
-def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_nothing_twice(tmp_path):
-    methods = ["lp_adamw_0.8", "one_shot", "tfmot"]
-    arguments = ["--quick", "--share", 0.1, "--methods", *methods, "--output", "runs.csv"]
-    printed = run(FRONTIER, *arguments, cwd=tmp_path)
-    written = (tmp_path / "runs.csv").read_text()
-    runs = list(csv.DictReader(written.splitlines()))
-    assert [row["method"] for row in runs] == ["adamw", *(m for m in methods for _ in range(2))]
-    dense, weak, strong, *told = ({k: float(row[k]) for k in list(row)[2:]} for row in runs)
-    assert dense["sparsity"] == 0
-    assert 0.5 < weak["sparsity"] < strong["sparsity"] < 1
-    for row in told:
-        assert row["sparsity"] == pytest.approx(row["value"], abs=1e-4)
-    for row in (dense, weak, strong):
-        assert row["metric"] > 0.8
-
-    summary, points = (table.splitlines() for table in printed.split("\n\n| method | ")[1:])
-    for label, at_97 in (("one-shot and fine-tuning", told[0]), ("TF-MOT, polynomial", told[2])):
-        (row,) = (line for line in summary if line.startswith(f"| {label} |"))
-        assert row.split(" | ")[3] == f"{at_97['metric']:.2%}"
-    assert sum(line.startswith(("| LpAdamW", "| one-shot", "| TF-MOT")) for line in points) == 6
-    picture = tmp_path / "runs_digits.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert str(picture.name) in printed
-
-    picture.unlink()
-    again = run(FRONTIER, *arguments, cwd=tmp_path)
-    assert (tmp_path / "runs.csv").read_text() == written
-    assert again[again.index("###") :] == printed[printed.index("###") :]
-    assert picture.exists()
-
-
-@on_tensorflow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--seeds", "0"], "argument --seeds: must be a whole number over 0, received 0"),
-        (["--share", "2"], "Argument `share` must be over 0 and at most 1"),
-        (["--output", "none/runs.csv"], "argument --output: must lie in a folder that exists"),
-        (["--output", "other.csv"], "must be a file with the columns task, method"),
-        (["--tasks", "cifar10", "--data-dir", "."], "must be a folder that holds cifar10_jpeg"),
-    ],
-)
-def test_benchmark_of_the_frontier_refuses_what_it_cannot_use(
-    tmp_path, monkeypatch, capsys, arguments, message
-):
-    (tmp_path / "other.csv").write_text("task,loss\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(FRONTIER.parent)
-    monkeypatch.setattr(sys, "argv", ["frontier.py", "--quick", *arguments])
-    with pytest.raises(SystemExit) as ending:
-        importlib.import_module("frontier").main()
-    assert ending.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@on_tensorflow
-@pytest.mark.slow
 def test_guide_to_deployment_writes_and_compares_its_files(tmp_path):
     printed = run(ROOT / "examples" / "deploy_tflite.py", "--epochs", 5, cwd=tmp_path)
     rows = re.findall(r"^(\w+) +([\d,]+) +([\d,]+) +([\d.]+)% +[\d.]+$", printed, re.MULTILINE)
@@ -202,37 +98,6 @@ def test_quickstart_reaches_its_numbers_in_the_mean_of_three_seeds(tmp_path, cap
     assert sparsity >= 95.0
     assert points >= -1.0
     assert times >= 8.0
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A folder with small files of what the guides to the paper's experiments read."""
-    pillow = pytest.importorskip("PIL.Image")
-    pytest.importorskip("matplotlib")
-    folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    arrays = {}
-    for part, count in (("train", 256), ("test", 100)):
-        labels = random.integers(10, size=count).astype("uint8")
-        images = random.integers(0, 80, (count, 32, 32, 3)).astype("uint8")
-        files = []
-        for label, image in zip(labels, images, strict=True):
-            image[3 * label : 3 * label + 4] += 150  # A bright stripe tells the class.
-            file = io.BytesIO()
-            pillow.fromarray(image).save(file, "JPEG")
-            files.append(file.getvalue())
-        arrays |= {
-            f"{part}_jpeg": np.frombuffer(b"".join(files), "uint8"),
-            f"{part}_offsets": np.cumsum([0, *map(len, files)]),
-            f"{part}_labels": labels,
-        }
-    with lzma.open(folder / "cifar10_jpeg.npz.xz", "wb") as file:
-        archive = io.BytesIO()
-        np.savez(archive, **arrays)
-        file.write(archive.getvalue())
-    words = random.choice(["to be", " or not", ", that is\n", " the question"], size=1500)
-    (folder / "tinyshakespeare.txt").write_text("".join(words))
-    return folder
 
 
 def printed_rows(printed):

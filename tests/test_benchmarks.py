@@ -1,0 +1,251 @@
+import csv
+import importlib
+import itertools
+import sys
+
+import keras
+import numpy as np
+import pytest
+from scripts import ROOT, run
+
+import keras_lp
+
+BENCHMARKS = ROOT / "benchmarks"
+
+on_tensorflow = pytest.mark.backend("tensorflow")
+on_tensorflow_and_jax = pytest.mark.backend("tensorflow", "jax")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A function that imports a module of the benchmarks."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def steps_in_numpy(weights, gradients, count, learning_rate, weight_decay, p):
+    """LpAdamW in float64; matrices are decayed."""
+    weights = [weight.astype("float64") for weight in weights]
+    moments = [(np.zeros_like(weight), np.zeros_like(weight)) for weight in weights]
+    for step in range(1, count + 1):
+        rate = learning_rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+        for weight, gradient, (first, second) in zip(weights, gradients, moments, strict=True):
+            first += 0.1 * (gradient - first)
+            second += 0.001 * (gradient**2 - second)
+            strength = learning_rate * weight_decay * (weight.ndim >= 2)
+            divisor = 1 + strength * abs(weight) ** (p - 2) if strength else 1
+            weight[...] = (weight - rate * first / (np.sqrt(second) + 1e-7)) / divisor
+    return weights
+
+
+LEARNING_RATE, WEIGHT_DECAY, P = 1e-2, 0.5, 0.8
+
+
+def callback_steps(stepping, model, gradients):
+    callback = keras_lp.LpDecayCallback(WEIGHT_DECAY, p=P)
+    steps = stepping.steps_with_callback(callback, keras.optimizers.Adam(LEARNING_RATE), model)
+    for _ in range(3):
+        steps.run()
+
+
+def compiled_steps(stepping, model, gradients):
+    optimizer, variables = keras_lp.LpAdamW(LEARNING_RATE, WEIGHT_DECAY, p=P), model.weights
+    if keras.backend.backend() == "jax":
+        optimizer.build(variables)
+        # As on an accelerator, where they are compiled into one call.
+        three_steps, put_back, _ = stepping._steps_in_jax(optimizer, variables, gradients, 3)
+        three_steps()
+        put_back()
+    else:
+        steps = stepping.steps_of_optimizer(optimizer, model)
+        for _ in range(3):
+            steps.run()
+
+
+@on_tensorflow_and_jax
+@pytest.mark.parametrize("make_steps", [callback_steps, compiled_steps])
+def test_steps_of_the_benchmark_are_those_of_the_method(load, make_steps):
+    stepping, model = load("stepping"), load("models").perceptron(8)
+    before = model.get_weights()
+    gradients = stepping.gradients_of(model.trainable_variables)
+    make_steps(stepping, model, gradients)
+    given = [keras.ops.convert_to_numpy(gradient) for gradient in gradients]
+    expected = steps_in_numpy(before, given, 3, LEARNING_RATE, WEIGHT_DECAY, P)
+    for found, weights in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(found, weights, atol=1e-6)
+
+
+@on_tensorflow
+@pytest.mark.slow
+@pytest.mark.parametrize(("frequency", "choices"), [(1, 6), (3, 2)])
+def test_steps_of_tfmot_are_counted_and_choose_masks_when_they_are_due(
+    load, monkeypatch, frequency, choices
+):
+    from tensorflow_model_optimization.sparsity import keras as api
+
+    models, wrap = [], api.prune_low_magnitude
+    monkeypatch.setattr(
+        api, "prune_low_magnitude", lambda *given: models.append(wrap(*given)) or models[0]
+    )
+    steps = load("stepping").steps_of_tfmot(load("models").perceptron(8), frequency)
+    layers = [layer for layer in models[0].layers if hasattr(layer, "pruning_obj")]
+    thresholds = []
+    for _ in range(6):
+        steps.run()
+        thresholds.append(float(layers[0].pruning_vars[0][2]))
+    assert [int(layer.pruning_step) for layer in layers] == [6] * len(layers)
+    # Its threshold is the least magnitude, which the step before has changed.
+    assert len(set(thresholds)) in (choices, choices + 1)
+
+
+@on_tensorflow_and_jax
+def test_each_of_two_kinds_of_steps_follows_the_same_ones(load):
+    log = []
+    kinds = [load("stepping").Steps(lambda name=name: log.append(name)) for name in "fab"]
+    first, seconds = load("step").in_turn(kinds, 100)
+    assert (len(first), seconds.shape) == (3, (100, 3))
+    turns = log[-300:]
+    pairs = list(itertools.pairwise(turns))
+    for kind, other in ("ab", "ba"):
+        assert pairs.count((kind, kind)) == 0
+        assert pairs.count(("f", kind)) == pairs.count((other, kind)) == 50
+
+
+@on_tensorflow_and_jax
+@pytest.mark.slow
+def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
+    backend, methods = keras.backend.backend(), ["LpAdamW, p = 0.8", "Adam and LpDecayCallback"]
+    options = ["--weights", "perceptron", "--turns", 2, "--no-whole-step", "--methods", *methods]
+    printed = run(BENCHMARKS / "step.py", *options, "TF-MOT, masks kept", cwd=tmp_path)
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith(f"| {backend}")]
+    # TF-MOT is for TensorFlow, without XLA alone; JAX has nothing without it.
+    again = [*methods, "TF-MOT, masks kept"] if backend == "tensorflow" else []
+    assert [row[2] for row in rows] == [*methods, *again]
+    with (tmp_path / f"step_{backend}.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["method"] for row in written] == [row[2] for row in rows]
+    for row in written:
+        assert float(row["low"]) <= float(row["ratio"]) <= float(row["high"])
+        assert 0.5 < float(row["memory_ratio"]) < 3
+        # Weights, two moments and gradients of 4,810 weights, at least.
+        assert float(row["memory"]) > 4 * 4 * 4810 / 2**20
+
+
+@on_tensorflow
+@pytest.mark.slow
+def test_quick_benchmark_of_steps_has_few_rows_and_no_memory(tmp_path):
+    options = ["--quick", "--weights", "perceptron", "--turns", 2, "--output", "quick.csv"]
+    printed = run(BENCHMARKS / "step.py", *options, cwd=tmp_path)
+    assert printed.count("| perceptron |") == 7
+    with (tmp_path / "quick.csv").open(newline="") as file:
+        assert {row["memory"] for row in csv.DictReader(file)} == {"nan"}
+
+
+@on_tensorflow
+@pytest.mark.slow
+def test_benchmark_of_sparse_files_prints_its_table(tmp_path):
+    printed = run(ROOT / "benchmarks" / "sparse_file.py", "--repeats", 2, cwd=tmp_path)
+    rows = [line for line in printed.splitlines() if line.startswith(("| mlp", "| cnn"))]
+    assert len(rows) == 4
+    for row in rows:
+        dense, sparse = (int(cell.replace(",", "")) for cell in row.split("|")[3:5])
+        assert sparse < 0.2 * dense
+
+
+@on_tensorflow
+@pytest.mark.slow
+def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_nothing_twice(tmp_path):
+    methods = ["lp_adamw_0.8", "one_shot", "tfmot"]
+    arguments = ["--quick", "--share", 0.1, "--methods", *methods, "--output", "runs.csv"]
+    printed = run(BENCHMARKS / "frontier.py", *arguments, cwd=tmp_path)
+    written = (tmp_path / "runs.csv").read_text()
+    runs = list(csv.DictReader(written.splitlines()))
+    assert [row["method"] for row in runs] == ["adamw", *(m for m in methods for _ in range(2))]
+    dense, weak, strong, *told = ({k: float(row[k]) for k in list(row)[2:]} for row in runs)
+    assert dense["sparsity"] == 0
+    assert 0.5 < weak["sparsity"] < strong["sparsity"] < 1
+    for row in told:
+        assert row["sparsity"] == pytest.approx(row["value"], abs=1e-4)
+    for row in (dense, weak, strong):
+        assert row["metric"] > 0.8
+
+    summary, points = (table.splitlines() for table in printed.split("\n\n| method | ")[1:])
+    for label, at_97 in (("one-shot and fine-tuning", told[0]), ("TF-MOT, polynomial", told[2])):
+        (row,) = (line for line in summary if line.startswith(f"| {label} |"))
+        assert row.split(" | ")[3] == f"{at_97['metric']:.2%}"
+    assert sum(line.startswith(("| LpAdamW", "| one-shot", "| TF-MOT")) for line in points) == 6
+    picture = tmp_path / "runs_digits.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture.name) in printed
+
+    picture.unlink()
+    again = run(BENCHMARKS / "frontier.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "runs.csv").read_text() == written
+    assert again[again.index("###") :] == printed[printed.index("###") :]
+    assert picture.exists()
+
+
+@on_tensorflow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "argument --seeds: must be a whole number over 0, received 0"),
+        (["--share", "2"], "Argument `share` must be over 0 and at most 1"),
+        (["--output", "none/runs.csv"], "argument --output: must lie in a folder that exists"),
+        (["--output", "other.csv"], "must be a file with the columns task, method"),
+        (["--tasks", "cifar10", "--data-dir", "."], "must be a folder that holds cifar10_jpeg"),
+    ],
+)
+def test_benchmark_of_the_frontier_refuses_what_it_cannot_use(
+    load, tmp_path, monkeypatch, capsys, arguments, message
+):
+    (tmp_path / "other.csv").write_text("task,loss\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["frontier.py", "--quick", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        load("frontier").main()
+    assert ending.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@on_tensorflow
+@pytest.mark.slow
+def test_benchmark_of_the_frontier_trains_at_a_time_what_needs_no_sparsity_told(tmp_path):
+    methods = ["proximal_l1", "coupled_lp"]
+    arguments = ["--quick", "--share", 0.1, "--methods", *methods, "--processes", 2]
+    run(BENCHMARKS / "frontier.py", *arguments, "--output", "runs.csv", cwd=tmp_path)
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        runs = {(row["method"], float(row["value"])): row for row in csv.DictReader(file)}
+    assert len(runs) == 5
+    for method in methods:
+        weak, strong = (float(runs[key]["sparsity"]) for key in sorted(runs) if key[0] == method)
+        assert 0 < weak < strong < 1
+
+
+@on_tensorflow
+@pytest.mark.slow
+def test_benchmark_of_the_frontier_trains_the_larger_tasks(data_dir, tmp_path):
+    tasks = ["cifar10", "shakespeare"]
+    arguments = ["--quick", "--share", 0.02, "--tasks", *tasks, "--methods", "tfmot"]
+    run(BENCHMARKS / "frontier.py", *arguments, "--data-dir", data_dir, cwd=tmp_path)
+    with (tmp_path / "frontier.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert [run["task"] for run in runs] == [task for task in tasks for _ in range(3)]
+    for row in runs:
+        told = 0.0 if row["method"] == "adamw" else float(row["value"])
+        assert float(row["sparsity"]) == pytest.approx(told, abs=1e-3)
+    for task in tasks:
+        assert (tmp_path / f"frontier_{task}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@on_tensorflow
+def test_proximal_step_is_the_soft_threshold(load):
+    weights = np.array([[0.5, -0.5, 1e-3, -1e-3, 0.0]], "float32")
+    kernel, bias = keras.Variable(weights), keras.Variable(weights[0])
+    optimizer = load("methods").ProximalAdam(0.1, strength=0.3)
+    gradients = [keras.ops.ones((1, 5)), keras.ops.ones(5)]
+    optimizer.apply(gradients, [kernel, bias])
+    after = weights.astype("float64") - 0.1  # Adam's first step.
+    expected = np.sign(after) * np.maximum(abs(after) - 0.1 * 0.3, 0)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(kernel), expected, atol=1e-6)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(bias), after[0], atol=1e-6)
