@@ -181,8 +181,8 @@ def _scaled_power(magnitude: Any, strength: Any, p: Any) -> Any:
     if p == 1:
         return strength / magnitude
     if p == 0.5:
-        inverse = 1.0 / magnitude
-        return strength * inverse * ops.sqrt(inverse)
+        root = ops.rsqrt(magnitude)
+        return strength * root * ops.square(root)
     if p == 0:
         return ops.square(ops.sqrt(strength) / magnitude)
     return scaled_power(magnitude, strength, min(p, _LARGEST) - 2.0)
