@@ -7,6 +7,7 @@ circumstances of a benchmark, and types for its command line.
 
 import argparse
 import csv
+import functools
 import math
 import os
 import platform
@@ -64,11 +65,17 @@ def append(path, run):
         writer.writerow(astuple(run))
 
 
+@functools.cache
 def commit():
-    """The commit of the benchmarks, which a table in RESULTS.md has to say."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return said.strip() or "unknown"
+    """The commit of the benchmarks, and whether anything but their results has changed since."""
+
+    def git(*arguments):
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    name = git("rev-parse", "--short", "HEAD").stdout.strip()
+    is_clean = git("diff", "--quiet", "HEAD", "--", ":/", ":!results").returncode == 0
+    return (name or "unknown") + ("" if is_clean else "-dirty")
 
 
 def hardware():

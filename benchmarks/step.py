@@ -7,8 +7,9 @@ once at the steps between two choices of the masks and once at those that choose
 turn with its peer, in one process; a ratio is the median over the turns. Beside them stand the
 seconds that the first step takes, which compiles; the memory that a process needs for the steps;
 and the floor: reading and writing the weights and Adam's state once, at the bandwidth of a copy in
-the same process. Last comes a whole training step of ResNet-18. Prints tables in Markdown, which
-stand in RESULTS.md.
+the same process. Last comes a whole training step of ResNet-18. Every row is written to a CSV file
+when it is there, and what the file has already is not measured again. Prints tables in Markdown,
+which stand in RESULTS.md.
 
     python benchmarks/step.py
     KERAS_BACKEND=jax python benchmarks/step.py --weights resnet18 transformer
@@ -20,6 +21,7 @@ import ctypes
 import datetime
 import functools
 import gc
+import itertools
 import os
 import platform
 import subprocess
@@ -34,7 +36,7 @@ import keras
 import models
 import numpy as np
 import stepping
-from runs import append, commit, hardware, new_file, whole
+from runs import append, commit, hardware, new_file, read, whole
 
 import keras_lp
 
@@ -73,6 +75,7 @@ class Row:
             gradients, and writes weights and state, or nan.
         first: Seconds of the first step, which compiles.
         first_ratio: The same by those of the peer's first step.
+        commit: Commit of the benchmarks that it was measured with.
         memory: Megabytes that a process needs for the steps, or nan.
         memory_ratio: The same by that of the peer, or nan.
     """
@@ -88,8 +91,14 @@ class Row:
     bandwidth: float
     first: float
     first_ratio: float
+    commit: str
     memory: float = float("nan")
     memory_ratio: float = float("nan")
+
+    @property
+    def key(self):
+        """What was measured."""
+        return self.backend, self.weights, self.method
 
 
 def make(method, weights, xla):
@@ -159,7 +168,7 @@ def measure(method, weights, xla, turns):
     low, ratio, high = np.percentile(own / peer, (25, 50, 75))
     times_the_floor = np.median(own) / np.median(floor)
     return Row(
-        backend=keras.backend.backend() + ("" if xla else " without XLA"),
+        backend=backend_of(xla),
         weights=weights,
         method=method,
         milliseconds=1e3 * np.median(own),
@@ -171,7 +180,13 @@ def measure(method, weights, xla, turns):
         bandwidth=7 / 6 / times_the_floor,
         first=first[1],
         first_ratio=first[1] / first[2],
+        commit=commit(),
     )
+
+
+def backend_of(xla):
+    """The backend, and whether XLA compiles."""
+    return keras.backend.backend() + ("" if xla else " without XLA")
 
 
 def memory_of(method, weights, xla):
@@ -215,19 +230,26 @@ def device_peak():
     return statistics and statistics["peak_bytes_in_use"] / 2**20
 
 
-def rows(weights, methods, compilations, turns, has_memory):
-    """Rows of all methods on the weights of one model, as they come."""
-    memory = functools.cache(memory_of)
-    for xla in compilations:
-        for method in methods:
-            if method in TFMOT and (xla or keras.backend.backend() != "tensorflow"):
-                continue
-            row = measure(method, weights, xla, turns)
-            gc.collect()
-            if has_memory:
-                own, peer = (memory(one, weights, xla) for one in (method, peer_of(method)))
-                row = replace(row, memory=own, memory_ratio=own / peer)
-            yield row
+@functools.cache
+def peer_memory(method, weights, xla):
+    """Megabytes of what a method is measured by, from one process for several methods."""
+    return memory_of(method, weights, xla)
+
+
+def with_memory(row, xla):
+    """A row with what its method and its peer need."""
+    own = memory_of(row.method, row.weights, xla)
+    peer = peer_memory(peer_of(row.method), row.weights, xla)
+    return replace(row, memory=own, memory_ratio=own / peer)
+
+
+def cells(weights, methods):
+    """Weights, method and whether XLA compiles, of all rows to measure."""
+    # Under JAX there is no step without XLA.
+    compilations = (True, False) if keras.backend.backend() == "tensorflow" else (True,)
+    for name, xla, method in itertools.product(weights, compilations, methods):
+        if method not in TFMOT or (not xla and keras.backend.backend() == "tensorflow"):
+            yield name, method, xla
 
 
 def whole_step(turns):
@@ -249,6 +271,7 @@ def whole_step(turns):
         bandwidth=float("nan"),
         first=first[0],
         first_ratio=first[0] / first[1],
+        commit=commit(),
     )
 
 
@@ -321,26 +344,34 @@ def main():
     turns = arguments.turns or (5 if is_quick else 200)
     output = arguments.output or Path(f"step_{keras.backend.backend()}.csv")
 
+    try:
+        there = {row.key: row for row in read(output, Row)}
+    except ValueError as error:
+        parser.error(str(error))
     print(circumstances() + "\n")
     print(
         "| backend | weights | method | ms a step | ratio to the peer | times the floor "
         "| of the copy bandwidth | first step, ratio | memory, ratio |\n" + "| --- " * 9 + "|"
     )
-    # Under JAX there is no step without XLA.
-    compilations = (True, False) if keras.backend.backend() == "tensorflow" else (True,)
     has_clear_refs = Path("/proc/self/clear_refs").exists()
     has_memory = has_clear_refs and not (arguments.no_memory or is_quick)
-    output.unlink(missing_ok=True)
 
-    def report(row):
-        append(output, row)
-        print(show(row), flush=True)
+    def report(key, row):
+        if key not in there:
+            there[key] = row()
+            append(output, there[key])
+        print(show(there[key]), flush=True)
 
-    for name in weights:
-        for row in rows(name, methods, compilations, turns, has_memory):
-            report(row)
+    for name, method, xla in cells(weights, methods):
+
+        def row(name=name, method=method, xla=xla):
+            timed = measure(method, name, xla, turns)
+            gc.collect()
+            return with_memory(timed, xla) if has_memory else timed
+
+        report((backend_of(xla), name, method), row)
     if not (arguments.no_whole_step or is_quick):
-        report(whole_step(turns))
+        report((backend_of(True), "resnet18", WHOLE), lambda: whole_step(turns))
 
 
 if __name__ == "__main__":
