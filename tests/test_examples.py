@@ -202,8 +202,9 @@ def test_guide_to_shakespeare_prints_what_its_files_hold(data_dir, tmp_path):
 
 @pytest.mark.slow
 @on_tensorflow_and_jax
-def test_killed_guide_started_again_ends_as_one_never_killed(data_dir, tmp_path, run_worker):
-    script = ROOT / "examples" / "tiny_shakespeare_gpt.py"
+@pytest.mark.parametrize("name", ["cifar10_resnet18", "tiny_shakespeare_gpt"])
+def test_killed_guide_started_again_ends_as_one_never_killed(data_dir, tmp_path, run_worker, name):
+    script = ROOT / "examples" / f"{name}.py"
     arguments = [
         *("--size", "cpu", "--data-dir", data_dir, "--epochs", 3, "--steps", 4),
         *("--target-sparsity", 0.5, "--output"),
