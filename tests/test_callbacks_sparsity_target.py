@@ -231,6 +231,7 @@ def test_target_is_reached_where_fit_is_called_for_each_epoch(data):
     assert sum(map(zeros, kernels(model))) == round(0.8 * 440)
 
 
+@pytest.mark.slow
 def test_new_target_counts_its_steps_from_its_own_start(data):
     model = make(LpAdamW(2e-3, 0.0))
     fit(model, data, [], epochs=4)

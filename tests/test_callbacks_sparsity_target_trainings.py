@@ -491,9 +491,8 @@ def test_end_is_at_its_step(mlp, arguments, epochs, initial_epoch, expected):
     assert sum(zeros(model).values()) == round(0.8 * SIZE)
 
 
-@pytest.mark.parametrize(
-    "name", ["LpAdamW", pytest.param("LpDecayCallback", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LpAdamW", "LpDecayCallback"])
 def test_way_within_one_epoch_is_made_by_the_decay(name, mlp, data, found_at_closing):
     optimizer, callbacks = WAYS[name]()
     model = compiled(mlp(), optimizer)

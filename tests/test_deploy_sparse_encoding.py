@@ -88,7 +88,7 @@ def test_embedding_is_encoded_too(quantization):
 
 
 @pytest.mark.parametrize("shape", [(70_000, 8), (8, 70_000)])
-@pytest.mark.parametrize("quantization", [None, "float16"])
+@pytest.mark.parametrize("quantization", [None, pytest.param("float16", marks=pytest.mark.slow)])
 def test_positions_beyond_16_bits_are_right(shape, quantization):
     model = keras.Sequential([keras.Input(shape[:1]), layers.Dense(shape[1])])
     random = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from keras_lp import LpAdamW, LpDecay, LpLion, LpMuon, LpSGD
 PADAM = np.load(Path(__file__).parent / "data" / "padam_trajectories.npz")
 CASES = sorted({key.split("/")[0] for key in PADAM})
 
+slow = pytest.mark.slow
 ways_to_run = pytest.mark.parametrize(
     "compiling",
     [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}],
@@ -101,7 +102,15 @@ def test_weight_decay_of_zero_gives_bitwise_the_weights_of_adam(mlp, batches, p,
             np.testing.assert_array_equal(ours.view("uint32"), theirs.view("uint32"))
 
 
-@ways_to_run
+@pytest.mark.parametrize(
+    "compiling",
+    [
+        {"jit_compile": True},
+        {"jit_compile": False},
+        pytest.param({"run_eagerly": True}, marks=slow),
+    ],
+    ids=["jit", "graph", "eager"],
+)
 def test_training_makes_exact_zeros_and_keeps_them(mlp, batches, compiling):
     model = mlp()
     start = weights_of(model)[0].copy()
@@ -556,7 +565,8 @@ def test_saved_selection_is_not_used_for_another_model_of_the_same_shapes():
             twin.build(variables("q", "r"))
 
 
-@pytest.mark.parametrize("overwrite", [pytest.param(None, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [None, 7])
 def test_moving_average_keeps_the_zeros(mlp, batches, overwrite):
     model = mlp()
     average = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": overwrite}

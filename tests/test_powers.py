@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ COUNT = 64
 on_xla = pytest.mark.backend("tensorflow", "jax")
 
 
+@functools.cache
 def through_xla(function):
     """The function of tensors, compiled by XLA."""
     if keras.backend.backend() == "jax":
