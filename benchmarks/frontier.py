@@ -82,7 +82,7 @@ STRENGTHS = {
 SIZES = {
     "digits": ({}, lambda task: {}),
     "cifar10": (
-        {"train": 16_000, "val": 10_000},
+        {"train": 12_800, "val": 10_000},
         lambda task: {"make_model": models.small_resnet, "batch_size": 64, "epochs": 4},
     ),
     "shakespeare": (
@@ -263,8 +263,8 @@ def draw(task, runs, grids, path):
         ax.errorbar(
             x,
             y,
-            [y - np.min(metrics, axis=1), np.max(metrics, axis=1) - y],
-            [x - np.min(nonzero, axis=1), np.max(nonzero, axis=1) - x],
+            distances(metrics),
+            distances(nonzero),
             label=METHODS[method].label,
             capsize=2,
             elinewidth=1,
@@ -278,6 +278,13 @@ def draw(task, runs, grids, path):
     ax.grid(color="0.9")
     ax.legend(fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def distances(groups):
+    """From the mean of each group down to its least number and up to its largest."""
+    means = np.mean(groups, axis=1)
+    # Means are rounded: that of equal numbers may lie outside of them.
+    return [abs(means - np.min(groups, axis=1)), abs(np.max(groups, axis=1) - means)]
 
 
 def log_errors(accuracy):

@@ -292,6 +292,19 @@ def show(row):
     return f"| {' | '.join(cells)} |"
 
 
+def print_ratios(rows):
+    """The ratios of steps alone, with a column for each backend and model."""
+    ratios = {(row.backend, row.weights, row.method): row.ratio for row in rows}
+    columns = dict.fromkeys((row.backend, row.weights) for row in rows if row.method != WHOLE)
+    print(f"\n| ratio to the peer | {' | '.join(', '.join(column) for column in columns)} |")
+    print("| --- " * (1 + len(columns)) + "|")
+    for method in METHODS:
+        found = [ratios.get((*column, method)) for column in columns]
+        if any(found):
+            shown = " | ".join("" if ratio is None else f"{ratio:.3f}" for ratio in found)
+            print(f"| {method} | {shown} |")
+
+
 def accelerator():
     """Name of the GPU or TPU that JAX computes on; `None` without one."""
     if keras.backend.backend() != "jax":
@@ -356,10 +369,13 @@ def main():
     has_clear_refs = Path("/proc/self/clear_refs").exists()
     has_memory = has_clear_refs and not (arguments.no_memory or is_quick)
 
+    shown = []
+
     def report(key, row):
         if key not in there:
             there[key] = row()
             append(output, there[key])
+        shown.append(there[key])
         print(show(there[key]), flush=True)
 
     for name, method, xla in cells(weights, methods):
@@ -372,6 +388,7 @@ def main():
         report((backend_of(xla), name, method), row)
     if not (arguments.no_whole_step or is_quick):
         report((backend_of(True), "resnet18", WHOLE), lambda: whole_step(turns))
+    print_ratios(shown)
 
 
 if __name__ == "__main__":
