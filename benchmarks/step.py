@@ -164,11 +164,17 @@ def measure(method, weights, xla, turns):
     once = stepping.passes_over(stepping.STATE * count_of(weights))
     kinds = [once, make(method, weights, xla), make(peer_of(method), weights, xla)]
     first, seconds = in_turn(kinds, turns)
-    floor, own, peer = seconds.T
+    return row_of((backend_of(xla), weights, method), first[1:], seconds[:, 1:], seconds[:, 0])
+
+
+def row_of(key, first, seconds, floor=float("nan")):
+    """A row of the times of a method and of its peer, and of the floor where there is one."""
+    own, peer = seconds.T
     low, ratio, high = np.percentile(own / peer, (25, 50, 75))
     times_the_floor = np.median(own) / np.median(floor)
+    backend, weights, method = key
     return Row(
-        backend=backend_of(xla),
+        backend=backend,
         weights=weights,
         method=method,
         milliseconds=1e3 * np.median(own),
@@ -178,8 +184,8 @@ def measure(method, weights, xla, turns):
         floor=times_the_floor,
         # A step reads the gradients besides: seven numbers for six of the floor.
         bandwidth=7 / 6 / times_the_floor,
-        first=first[1],
-        first_ratio=first[1] / first[2],
+        first=first[0],
+        first_ratio=first[0] / first[1],
         commit=commit(),
     )
 
@@ -189,6 +195,7 @@ def backend_of(xla):
     return keras.backend.backend() + ("" if xla else " without XLA")
 
 
+@functools.cache  # A peer is that of several methods.
 def memory_of(method, weights, xla):
     """Megabytes that a new process needs for weights, state and steps of a method."""
     command = [sys.executable, __file__, "--memory-of", method, "--weights", weights]
@@ -230,16 +237,9 @@ def device_peak():
     return statistics and statistics["peak_bytes_in_use"] / 2**20
 
 
-@functools.cache
-def peer_memory(method, weights, xla):
-    """Megabytes of what a method is measured by, from one process for several methods."""
-    return memory_of(method, weights, xla)
-
-
 def with_memory(row, xla):
     """A row with what its method and its peer need."""
-    own = memory_of(row.method, row.weights, xla)
-    peer = peer_memory(peer_of(row.method), row.weights, xla)
+    own, peer = (memory_of(one, row.weights, xla) for one in (row.method, peer_of(row.method)))
     return replace(row, memory=own, memory_ratio=own / peer)
 
 
@@ -248,7 +248,7 @@ def cells(weights, methods):
     # Under JAX there is no step without XLA.
     compilations = (True, False) if keras.backend.backend() == "tensorflow" else (True,)
     for name, xla, method in itertools.product(weights, compilations, methods):
-        if method not in TFMOT or (not xla and keras.backend.backend() == "tensorflow"):
+        if not (xla and method in TFMOT):
             yield name, method, xla
 
 
@@ -256,23 +256,16 @@ def whole_step(turns):
     """A row of whole training steps of ResNet-18, batch 32, with LpAdamW and with AdamW."""
     optimizers = keras_lp.LpAdamW(p=0.8), keras.optimizers.AdamW()
     kinds = [stepping.training_steps(one, models.resnet18()) for one in optimizers]
-    first, seconds = in_turn(kinds, turns)
-    own, peer = seconds.T
-    low, ratio, high = np.percentile(own / peer, (25, 50, 75))
-    return Row(
-        backend=keras.backend.backend(),
-        weights="resnet18",
-        method=WHOLE,
-        milliseconds=1e3 * np.median(own),
-        ratio=ratio,
-        low=low,
-        high=high,
-        floor=float("nan"),
-        bandwidth=float("nan"),
-        first=first[0],
-        first_ratio=first[0] / first[1],
-        commit=commit(),
-    )
+    return row_of((backend_of(True), "resnet18", WHOLE), *in_turn(kinds, turns))
+
+
+def row_for(name, method, xla, turns, has_memory):
+    """The row of a method on the weights of a model."""
+    if method == WHOLE:
+        return whole_step(turns)
+    row = measure(method, name, xla, turns)
+    gc.collect()
+    return with_memory(row, xla) if has_memory else row
 
 
 def show(row):
@@ -294,7 +287,7 @@ def show(row):
 
 def print_ratios(rows):
     """The ratios of steps alone, with a column for each backend and model."""
-    ratios = {(row.backend, row.weights, row.method): row.ratio for row in rows}
+    ratios = {row.key: row.ratio for row in rows}
     columns = dict.fromkeys((row.backend, row.weights) for row in rows if row.method != WHOLE)
     print(f"\n| ratio to the peer | {' | '.join(', '.join(column) for column in columns)} |")
     print("| --- " * (1 + len(columns)) + "|")
@@ -369,25 +362,17 @@ def main():
     has_clear_refs = Path("/proc/self/clear_refs").exists()
     has_memory = has_clear_refs and not (arguments.no_memory or is_quick)
 
-    shown = []
-
-    def report(key, row):
-        if key not in there:
-            there[key] = row()
-            append(output, there[key])
-        shown.append(there[key])
-        print(show(there[key]), flush=True)
-
-    for name, method, xla in cells(weights, methods):
-
-        def row(name=name, method=method, xla=xla):
-            timed = measure(method, name, xla, turns)
-            gc.collect()
-            return with_memory(timed, xla) if has_memory else timed
-
-        report((backend_of(xla), name, method), row)
+    asked = [*cells(weights, methods)]
     if not (arguments.no_whole_step or is_quick):
-        report((backend_of(True), "resnet18", WHOLE), lambda: whole_step(turns))
+        asked.append(("resnet18", WHOLE, True))
+    shown = []
+    for name, method, xla in asked:
+        row = there.get((backend_of(xla), name, method))
+        if row is None:
+            row = row_for(name, method, xla, turns, has_memory)
+            append(output, row)
+        shown.append(row)
+        print(show(row), flush=True)
     print_ratios(shown)
 
 

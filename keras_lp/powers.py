@@ -44,15 +44,16 @@ def _log2(x: Any) -> Any:
     """Binary logarithm of float32 numbers >= 0; -inf for 0 and what is less than normal."""
     bits = ops.view(x, "int32")
     exponent = ops.right_shift(bits - _ROOT_BITS, _FRACTION_BITS)
-    mantissa = ops.view(bits - ops.left_shift(exponent, _FRACTION_BITS), "float32")
-    logarithm = ops.cast(exponent, "float32") + (mantissa - 1.0) * _value(_LOG2, mantissa - 1.0)
+    over_1 = ops.view(bits - ops.left_shift(exponent, _FRACTION_BITS), "float32") - 1.0
+    logarithm = ops.cast(exponent, "float32") + over_1 * _value(_LOG2, over_1)
     return ops.where(x >= _LEAST, logarithm, x - np.inf)  # Which leaves a NaN one.
 
 
 def _exp2(x: Any) -> Any:
     """2 to the power of float32 numbers; inf over 127.5, and 2**-126 for all that is less."""
-    for limit, is_beyond in ((1.0 + _BIAS, ops.greater), (1.0 - _BIAS, ops.less)):
-        x = ops.where(is_beyond(x, limit), limit, x)  # A NaN stays one, as not in ops.clip.
+    most, least = 1.0 + _BIAS, 1.0 - _BIAS
+    x = ops.where(x > most, most, x)  # A NaN stays one, as not in ops.clip.
+    x = ops.where(x < least, least, x)
     biased = ops.cast(x + (_BIAS + 0.5), "int32")  # Rounds down, as nothing is negative.
     rest = x - (ops.cast(biased, "float32") - _BIAS)
     return ops.view(ops.left_shift(biased, _FRACTION_BITS), "float32") * _value(_EXP2, rest)

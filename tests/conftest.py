@@ -70,6 +70,21 @@ def run_worker():
     return run
 
 
+@pytest.fixture
+def refusal(tmp_path, monkeypatch, capsys):
+    """A function that starts a script with arguments that it refuses; what it says."""
+
+    def refuse(name, arguments, start):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as ending:
+            start()
+        assert ending.value.code == 2
+        return capsys.readouterr().err
+
+    return refuse
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder with small files of what guides and benchmarks read."""

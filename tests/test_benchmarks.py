@@ -1,7 +1,6 @@
 import csv
 import importlib
 import itertools
-import sys
 
 import keras
 import numpy as np
@@ -197,15 +196,11 @@ def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_noth
     ],
 )
 def test_benchmark_of_the_frontier_refuses_what_it_cannot_use(
-    load, tmp_path, monkeypatch, capsys, arguments, message
+    load, refusal, tmp_path, arguments, message
 ):
     (tmp_path / "other.csv").write_text("task,loss\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["frontier.py", "--quick", *arguments])
-    with pytest.raises(SystemExit) as ending:
-        load("frontier").main()
-    assert ending.value.code == 2
-    assert message in capsys.readouterr().err
+    start = load("frontier").main
+    assert message in refusal("frontier.py", ["--quick", *arguments], start)
 
 
 @on_tensorflow

@@ -100,7 +100,9 @@ def test_factor_rises_with_magnitude_for_p_below_2_and_falls_above(dtype, data, 
     array = data.draw(weights(dtype))
     array = array[np.argsort(np.abs(array.astype(np.float64)), kind="stable")]
     steps = np.diff(factor(array, strength, p).astype(np.float64))
-    slack = 0 if p in CHEAP else 1e-5  # exp and log are not monotone to the last bit
+    # A reciprocal square root depends on the place in the tensor, in its last bits, and an
+    # exponential or a logarithm is not monotone in them.
+    slack = 1e-6 if p == 0.5 else 0 if p in CHEAP else 1e-5
     if p <= 2:
         assert (steps >= -slack).all()
     if p >= 2:

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 
 import keras
@@ -46,16 +45,9 @@ def test_quickstart_writes_its_files_and_prints_their_paths(tmp_path):
         (["--output", "file"], "--output: must be a folder that can be made"),
     ],
 )
-def test_quickstart_refuses_what_it_cannot_use(
-    load_example, tmp_path, monkeypatch, capsys, arguments, message
-):
+def test_quickstart_refuses_what_it_cannot_use(load_example, refusal, tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["quickstart.py", *arguments])
-    with pytest.raises(SystemExit) as ending:
-        load_example("quickstart").main()
-    assert ending.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal("quickstart.py", arguments, load_example("quickstart").main)
 
 
 @on_tensorflow
@@ -269,18 +261,13 @@ CIFAR10, SHAKESPEARE = "cifar10_resnet18", "tiny_shakespeare_gpt"
 )
 @on_tensorflow_and_jax
 def test_guides_to_the_experiments_refuse_what_they_cannot_use(
-    load_example, data_dir, tmp_path, monkeypatch, capsys, name, arguments, message
+    load_example, refusal, data_dir, tmp_path, name, arguments, message
 ):
     (tmp_path / "file").write_text("")
     (tmp_path / "tinyshakespeare.txt").write_text("too short")
     (tmp_path / f"{name}_output" / "backup").mkdir(parents=True)
     (tmp_path / f"{name}_output" / "backup" / "settings.json").write_text(json.dumps({"p": 0.1}))
-    monkeypatch.chdir(tmp_path)
     arguments = [str(data_dir) if argument == "DATA" else argument for argument in arguments]
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-    with pytest.raises(SystemExit) as ending:
-        load_example(name)
-    assert ending.value.code == 2
-    error = capsys.readouterr().err
+    error = refusal(f"{name}.py", arguments, lambda: load_example(name))
     assert message in error
     assert f"{name}.py: error: argument --" in error

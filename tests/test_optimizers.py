@@ -12,12 +12,17 @@ from keras_lp import LpAdamW, LpDecay, LpLion, LpMuon, LpSGD
 PADAM = np.load(Path(__file__).parent / "data" / "padam_trajectories.npz")
 CASES = sorted({key.split("/")[0] for key in PADAM})
 
-slow = pytest.mark.slow
-ways_to_run = pytest.mark.parametrize(
-    "compiling",
-    [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}],
-    ids=["jit", "graph", "eager"],
-)
+COMPILED = [
+    pytest.param({"jit_compile": True}, id="jit"),
+    pytest.param({"jit_compile": False}, id="graph"),
+]
+
+
+def eager(*marks):
+    return pytest.param({"run_eagerly": True}, id="eager", marks=marks)
+
+
+ways_to_run = pytest.mark.parametrize("compiling", [*COMPILED, eager()])
 
 
 def weights_of(model):
@@ -102,15 +107,7 @@ def test_weight_decay_of_zero_gives_bitwise_the_weights_of_adam(mlp, batches, p,
             np.testing.assert_array_equal(ours.view("uint32"), theirs.view("uint32"))
 
 
-@pytest.mark.parametrize(
-    "compiling",
-    [
-        {"jit_compile": True},
-        {"jit_compile": False},
-        pytest.param({"run_eagerly": True}, marks=slow),
-    ],
-    ids=["jit", "graph", "eager"],
-)
+@pytest.mark.parametrize("compiling", [*COMPILED, eager(pytest.mark.slow)])
 def test_training_makes_exact_zeros_and_keeps_them(mlp, batches, compiling):
     model = mlp()
     start = weights_of(model)[0].copy()
