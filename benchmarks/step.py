@@ -4,12 +4,12 @@ On the weights of ResNet-18 (11 million), MobileNetV2 (3.5 million in small vari
 transformer (109 million), with given gradients: LpAdamW for several p, Adam with
 `LpDecayCallback`, and under TensorFlow TF-MOT's magnitude pruning against tf_keras's own Adam,
 once at the steps between two choices of the masks and once at those that choose. Each is timed in
-turn with its peer, in one process; a ratio is the median over the turns. Beside them stand the
-seconds that the first step takes, which compiles; the memory that a process needs for the steps;
-and the floor: reading and writing the weights and Adam's state once, at the bandwidth of a copy in
-the same process. Last comes a whole training step of ResNet-18. Every row is written to a CSV file
-when it is there, and what the file has already is not measured again. Prints tables in Markdown,
-which stand in RESULTS.md.
+turn with its peer, in a process for the two; a ratio is the median over the turns. Beside them
+stand the seconds that the first step takes, which compiles; the memory that a process needs for the
+steps; and the floor: reading and writing the weights and Adam's state once, at the bandwidth of a
+copy in the same process. Last comes a whole training step of ResNet-18. Every row is written to a
+CSV file when it is there, and what the file has already is not measured again. Prints tables in
+Markdown, which stand in RESULTS.md.
 
     python benchmarks/step.py
     KERAS_BACKEND=jax python benchmarks/step.py --weights resnet18 transformer
@@ -22,15 +22,16 @@ import datetime
 import functools
 import gc
 import itertools
+import multiprocessing
 import os
 import platform
-import subprocess
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Processes share a GPU.
 
 import keras
 import models
@@ -120,12 +121,6 @@ def optimizer_of(method):
     return keras_lp.LpAdamW(p=LP[method]) if method in LP else keras.optimizers.AdamW()
 
 
-@functools.cache
-def count_of(weights):
-    """How many weights a step changes."""
-    return stepping.weights_in(WEIGHTS[weights]())
-
-
 def seconds_of(steps):
     """Time of one step."""
     start = time.perf_counter()
@@ -161,7 +156,7 @@ def peer_of(method):
 
 def measure(method, weights, xla, turns):
     """One row, without memory."""
-    once = stepping.passes_over(stepping.STATE * count_of(weights))
+    once = stepping.passes_over(stepping.STATE * stepping.weights_in(WEIGHTS[weights]()))
     kinds = [once, make(method, weights, xla), make(peer_of(method), weights, xla)]
     first, seconds = in_turn(kinds, turns)
     return row_of((backend_of(xla), weights, method), first[1:], seconds[:, 1:], seconds[:, 0])
@@ -198,15 +193,17 @@ def backend_of(xla):
 @functools.cache  # A peer is that of several methods.
 def memory_of(method, weights, xla):
     """Megabytes that a new process needs for weights, state and steps of a method."""
-    command = [sys.executable, __file__, "--memory-of", method, "--weights", weights]
-    run = subprocess.run(
-        [*command, *([] if xla else ["--without-xla"])], capture_output=True, text=True, check=True
-    )
-    return float(run.stdout.splitlines()[-1])
+    return in_a_process(peak_memory, method, weights, xla)
 
 
-def print_memory(method, weights, xla):
-    """Prints the megabytes, in the process that is there for it."""
+def in_a_process(function, *arguments):
+    """What a function returns in a new process, which frees what TensorFlow's graphs hold."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory(method, weights, xla):
+    """Megabytes of weights, state and steps of a method, where nothing else has been."""
     steps = make(method, weights, xla)
     for _ in range(3):
         steps.run()
@@ -217,7 +214,7 @@ def print_memory(method, weights, xla):
     before = resident("VmRSS")
     for _ in range(3):
         steps.run()
-    print(device_peak() or steps.held / 2**20 + resident("VmHWM") - before)
+    return device_peak() or steps.held / 2**20 + resident("VmHWM") - before
 
 
 def resident(name):
@@ -262,9 +259,8 @@ def whole_step(turns):
 def row_for(name, method, xla, turns, has_memory):
     """The row of a method on the weights of a model."""
     if method == WHOLE:
-        return whole_step(turns)
-    row = measure(method, name, xla, turns)
-    gc.collect()
+        return in_a_process(whole_step, turns)
+    row = in_a_process(measure, method, name, xla, turns)
     return with_memory(row, xla) if has_memory else row
 
 
@@ -337,12 +333,7 @@ def main():
         help="five turns of four methods on ResNet-18, unless told otherwise, and those alone",
     )
     parser.add_argument("--output", type=new_file, help="file of all rows, step_BACKEND.csv")
-    parser.add_argument("--without-xla", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory_of:
-        print_memory(arguments.memory_of, arguments.weights[0], not arguments.without_xla)
-        return
     is_quick = arguments.quick
     large = [name for name in WEIGHTS if name != "perceptron"]
     weights = arguments.weights or (["resnet18"] if is_quick else large)

@@ -113,7 +113,7 @@ def test_each_of_two_kinds_of_steps_follows_the_same_ones(load):
 @on_tensorflow_and_jax
 @pytest.mark.slow
 def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
-    backend, methods = keras.backend.backend(), ["LpAdamW, p = 0.8", "Adam and LpDecayCallback"]
+    backend, methods = keras.backend.backend(), ["LpAdamW, p = 0.8"]
     options = ["--weights", "perceptron", "--turns", 2, "--no-whole-step", "--methods", *methods]
     printed = run(BENCHMARKS / "step.py", *options, "TF-MOT, masks kept", cwd=tmp_path)
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith(f"| {backend}")]
