@@ -29,9 +29,9 @@ def small_resnet(shape=(32, 32, 3), classes=10):
 
 
 def convolution(x, filters, kernel=3, strides=1, activation="relu"):
-    """A convolution with batch normalization."""
+    """A convolution with batch normalization, which has PyTorch's settings, as in the paper."""
     x = layers.Conv2D(filters, kernel, strides, padding="same", use_bias=False)(x)
-    x = layers.BatchNormalization()(x)
+    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
     return layers.Activation(activation)(x)
 
 
