@@ -54,7 +54,8 @@ class Task:
         data: Arrays `x_train`, `y_train`, `x_val`, `y_val`; the labels are integers.
         epochs: Number of validations and of entries in the logs.
         batch_size: Examples in a step.
-        learning_rate: Float, constant over the training.
+        learning_rate: Float, at the first step.
+        last_share: Float, the share of it that a cosine comes down to; 1 if it is constant.
         epochs_per_pass: Number of epochs that share one pass over the training data.
         jit_compile: Whether XLA compiles the steps; what is faster on a CPU.
     """
@@ -70,6 +71,7 @@ class Task:
     learning_rate: float
     jit_compile: bool
     epochs_per_pass: int = 1
+    last_share: float = 1.0
 
     @property
     def steps_per_epoch(self):
@@ -81,6 +83,12 @@ class Task:
     def steps(self):
         """Updates of the weights in the whole training."""
         return self.epochs * self.steps_per_epoch
+
+    def schedule(self, schedules=keras.optimizers.schedules):
+        """The learning rate for an optimizer of the library that the schedules are of."""
+        if self.last_share == 1:
+            return self.learning_rate
+        return schedules.CosineDecay(self.learning_rate, self.steps, self.last_share)
 
     def show(self, value):
         """A value of the metric as text with its unit."""
