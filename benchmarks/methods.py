@@ -93,7 +93,7 @@ def tfmot(task, sparsity, seed):
     """TF-MOT's `prune_low_magnitude` on a `PolynomialDecay` from 0, under AdamW, in tf_keras.
 
     Its defaults hold: each layer gets the same sparsity, along a cubic curve, in updates 100
-    steps apart (closer where that would be less than ten updates). XLA does not compile it.
+    steps apart (closer where that would be less than ten updates).
     """
     tf_keras, api = import_tf_keras(), import_tfmot().sparsity.keras
     tf_keras.backend.clear_session()
@@ -106,6 +106,7 @@ def tfmot(task, sparsity, seed):
     wrapped.compile(
         tf_keras.optimizers.AdamW(task.schedule(tf_keras.optimizers.schedules)),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=task.jit_compile,
     )
     fit(task, wrapped, task.epochs, [api.UpdatePruningStep()])
     return keras_lp.tfmot.from_tf_keras(keras_lp.strip_pruning(wrapped))

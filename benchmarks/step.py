@@ -107,9 +107,9 @@ def make(method, weights, xla):
     keras.utils.set_random_seed(0)
     model = WEIGHTS[weights]()
     if method in TFMOT:
-        return stepping.steps_of_tfmot(model, TFMOT[method])
+        return stepping.steps_of_tfmot(model, TFMOT[method], xla=xla)
     if method == TF_KERAS_PEER:
-        return stepping.steps_of_tf_keras(model)
+        return stepping.steps_of_tf_keras(model, xla)
     if method == CALLBACK:
         callback, optimizer = keras_lp.LpDecayCallback(), keras.optimizers.Adam()
         return stepping.steps_with_callback(callback, optimizer, model, xla)
@@ -242,10 +242,10 @@ def with_memory(row, xla):
 
 def cells(weights, methods):
     """Weights, method and whether XLA compiles, of all rows to measure."""
-    # Under JAX there is no step without XLA.
-    compilations = (True, False) if keras.backend.backend() == "tensorflow" else (True,)
+    is_tensorflow = keras.backend.backend() == "tensorflow"  # JAX has no TF-MOT, and XLA alone.
+    compilations = (True, False) if is_tensorflow else (True,)
     for name, xla, method in itertools.product(weights, compilations, methods):
-        if not (xla and method in TFMOT):
+        if is_tensorflow or method not in TFMOT:
             yield name, method, xla
 
 

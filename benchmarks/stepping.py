@@ -168,12 +168,12 @@ def _wait(variables):
         jax.block_until_ready([variable.value for variable in variables])
 
 
-def steps_of_tf_keras(model):
-    """Steps of tf_keras's Adam, without XLA, on the weights of a model made again in tf_keras."""
+def steps_of_tf_keras(model, xla=True):
+    """Steps of tf_keras's Adam on the weights of a model made again in tf_keras."""
     import tensorflow as tf
 
     apply, held = _adam_of_tf_keras(keras_lp.tfmot.to_tf_keras(model))
-    return Steps(tf.function(apply), held=held)
+    return Steps(tf.function(apply, jit_compile=xla), held=held)
 
 
 def _adam_of_tf_keras(legacy):
@@ -181,7 +181,7 @@ def _adam_of_tf_keras(legacy):
     import tf_keras
 
     variables = legacy.trainable_variables
-    optimizer = tf_keras.optimizers.Adam(jit_compile=False)
+    optimizer = tf_keras.optimizers.Adam(jit_compile=False)  # The whole step is compiled or not.
     optimizer.build(variables)
     legacy.compile(optimizer, "mse")
     gradients = gradients_of(variables)
@@ -190,8 +190,8 @@ def _adam_of_tf_keras(legacy):
     return functools.partial(optimizer.apply_gradients, pairs), held
 
 
-def steps_of_tfmot(model, frequency, sparsity=0.9):
-    """Steps of tf_keras's Adam under TF-MOT's magnitude pruning, without XLA.
+def steps_of_tfmot(model, frequency, sparsity=0.9, xla=True):
+    """Steps of tf_keras's Adam under TF-MOT's magnitude pruning.
 
     At each step the wrappers of the layers count it and multiply the weights by their masks, as
     they do in the forward pass. Every `frequency` steps they choose the masks anew.
@@ -210,7 +210,6 @@ def steps_of_tfmot(model, frequency, sparsity=0.9):
     callback.set_model(wrapped)
     callback.on_train_begin()
 
-    @tf.function
     def step():
         for wrapper in wrappers:
             wrapper.pruning_step.assign_add(1)
@@ -218,7 +217,7 @@ def steps_of_tfmot(model, frequency, sparsity=0.9):
             wrapper.pruning_obj.weight_mask_op()
         adam()
 
-    return Steps(step, held=held)
+    return Steps(tf.function(step, jit_compile=xla), held=held)
 
 
 def passes_over(count):

@@ -76,9 +76,9 @@ def test_steps_of_the_benchmark_are_those_of_the_method(load, make_steps):
 
 @on_tensorflow
 @pytest.mark.slow
-@pytest.mark.parametrize(("frequency", "choices"), [(1, 6), (3, 2)])
+@pytest.mark.parametrize(("frequency", "choices", "xla"), [(1, 6, False), (3, 2, True)])
 def test_steps_of_tfmot_are_counted_and_choose_masks_when_they_are_due(
-    load, monkeypatch, frequency, choices
+    load, monkeypatch, frequency, choices, xla
 ):
     from tensorflow_model_optimization.sparsity import keras as api
 
@@ -86,7 +86,8 @@ def test_steps_of_tfmot_are_counted_and_choose_masks_when_they_are_due(
     monkeypatch.setattr(
         api, "prune_low_magnitude", lambda *given: models.append(wrap(*given)) or models[0]
     )
-    steps = load("stepping").steps_of_tfmot(load("models").perceptron(8), frequency)
+    model = load("models").perceptron(8)
+    steps = load("stepping").steps_of_tfmot(model, frequency, xla=xla)
     layers = [layer for layer in models[0].layers if hasattr(layer, "pruning_obj")]
     thresholds = []
     for _ in range(6):
@@ -117,9 +118,9 @@ def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
     options = ["--weights", "perceptron", "--turns", 2, "--no-whole-step", "--methods", *methods]
     printed = run(BENCHMARKS / "step.py", *options, "TF-MOT, masks kept", cwd=tmp_path)
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith(f"| {backend}")]
-    # TF-MOT is for TensorFlow, without XLA alone; JAX has nothing without it.
-    again = [*methods, "TF-MOT, masks kept"] if backend == "tensorflow" else []
-    assert [row[2] for row in rows] == [*methods, *again]
+    # TF-MOT is for TensorFlow alone, and JAX has nothing without XLA.
+    expected = [*methods, "TF-MOT, masks kept"] * 2 if backend == "tensorflow" else methods
+    assert [row[2] for row in rows] == expected
     with (tmp_path / f"step_{backend}.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [row["method"] for row in written] == [row[2] for row in rows]
@@ -135,7 +136,7 @@ def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
 def test_quick_benchmark_of_steps_has_few_rows_and_no_memory(tmp_path):
     options = ["--quick", "--weights", "perceptron", "--turns", 2, "--output", "quick.csv"]
     printed = run(BENCHMARKS / "step.py", *options, cwd=tmp_path)
-    assert printed.count("| perceptron |") == 7
+    assert printed.count("| perceptron |") == 8
     with (tmp_path / "quick.csv").open(newline="") as file:
         assert {row["memory"] for row in csv.DictReader(file)} == {"nan"}
 
