@@ -64,11 +64,11 @@ STRENGTHS = {
         "coupled_lp": (2e-5, 1.5e-3),
     },
     "cifar10": {
-        "lp_adamw_0.5": (0.032, 0.14),
-        "lp_adamw_0.8": (0.09, 0.28),
-        "lp_adamw_1": (0.28, 0.55),
-        "proximal_l1": (0.58, 0.85),
-        "coupled_lp": (8e-4, 1.2e-2),
+        "lp_adamw_0.5": (0.035, 0.15),
+        "lp_adamw_0.8": (0.1, 0.3),
+        "lp_adamw_1": (0.3, 0.6),
+        "proximal_l1": (0.62, 0.95),
+        "coupled_lp": (1e-3, 1.3e-2),
     },
     "shakespeare": {
         "lp_adamw_0.5": (0.018, 0.1),
@@ -82,7 +82,7 @@ STRENGTHS = {
 SIZES = {
     "digits": ({}, lambda task: {}),
     "cifar10": (
-        {"train": 40_000, "val": 10_000},
+        {"train": 35_000, "val": 10_000},
         lambda task: {
             "make_model": models.small_resnet,
             "batch_size": 64,
