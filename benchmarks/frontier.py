@@ -254,6 +254,7 @@ def draw(task, runs, grids, path):
     if task.unit == "percent":
         ax.set_yscale("function", functions=(lambda y: -log_errors(y), lambda y: 100 - np.exp(-y)))
         ax.yaxis.set_major_locator(ticker.FixedLocator(ACCURACIES))
+        ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     else:
         ax.invert_yaxis()
     dense = factor * mean(by_value(runs, "adamw")[DENSE_VALUE], "metric")
