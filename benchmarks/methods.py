@@ -51,7 +51,7 @@ class Method:
 
     def threshold(self, task):
         """Magnitude up to which a weight is made zero; at least 1e-13, as in the paper."""
-        return max(1e-13, self.cuts.get(task.name, 0.0) * task.learning_rate)
+        return max(1e-13, self.cuts[task.name] * task.learning_rate if self.cuts else 0.0)
 
 
 def new_model(task, seed):
@@ -61,31 +61,34 @@ def new_model(task, seed):
     return task.make_model()
 
 
-def fit(task, model, epochs, callbacks=()):
+def fit(task, model, callbacks=()):
     """Trains a compiled model of either library, without looking at the validation data."""
-    task.fit(model, callbacks, epochs=epochs, validation_data=None)
+    task.fit(model, callbacks, validation_data=None)
 
 
 def train_with(make_optimizer, task, value, seed):
     """Trains with an optimizer, a function of the learning rate and the strength."""
     model = new_model(task, seed)
     task.compile(model, make_optimizer(task.schedule(), value))
-    fit(task, model, task.epochs)
+    fit(task, model)
     return model
 
 
 def one_shot(task, sparsity, seed):
     """AdamW for half of the epochs, pruning by magnitude, AdamW on what is left for the others.
 
-    The magnitudes are ranked over the whole model. The optimizer goes on with its moments.
+    The magnitudes are ranked over the whole model. The optimizer goes on with its moments, and the
+    data with the batches that come next.
     """
+
+    def cut(epoch, logs):
+        if epoch + 1 == task.epochs // 2:
+            keras_lp.prune(model, sparsity)
+            keras_lp.freeze_zeros(model)
+
     model = new_model(task, seed)
     task.compile(model, keras.optimizers.AdamW(task.schedule()))
-    before = task.epochs // 2
-    fit(task, model, before)
-    keras_lp.prune(model, sparsity)
-    keras_lp.freeze_zeros(model)
-    fit(task, model, task.epochs - before)
+    fit(task, model, [keras.callbacks.LambdaCallback(on_epoch_end=cut)])
     return model
 
 
@@ -108,7 +111,7 @@ def tfmot(task, sparsity, seed):
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=task.jit_compile,
     )
-    fit(task, wrapped, task.epochs, [api.UpdatePruningStep()])
+    fit(task, wrapped, [api.UpdatePruningStep()])
     return keras_lp.tfmot.from_tf_keras(keras_lp.strip_pruning(wrapped))
 
 
@@ -166,7 +169,7 @@ def coupled(p, task, strength, seed):
     for variable in decayed:
         variable.regularizer = penalty
     task.compile(model, keras.optimizers.Adam(task.schedule()))
-    fit(task, model, task.epochs)
+    fit(task, model)
     for variable in decayed:  # It is no part of the loss that is measured.
         variable.regularizer = None
     return model
