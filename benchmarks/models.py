@@ -16,7 +16,7 @@ def resnet18(shape=(32, 32, 3), classes=10):
 
 
 def small_resnet(shape=(32, 32, 3), classes=10):
-    """A residual network of seven convolutions, and 302,768 weights, that a CPU trains in seconds.
+    """A residual network of ten convolutions, and 302,768 weights, that a CPU trains in seconds.
 
     Images are halved in each stage, and at once: most weights are where few pixels are left.
     """

@@ -332,14 +332,17 @@ def main():
         action="store_true",
         help="five turns of four methods on ResNet-18, unless told otherwise, and those alone",
     )
-    parser.add_argument("--output", type=new_file, help="file of all rows, step_BACKEND.csv")
+    parser.add_argument(
+        "--output", type=new_file, help="file of all rows, step_BACKEND.csv, step_BACKEND_quick.csv"
+    )
     arguments = parser.parse_args()
     is_quick = arguments.quick
     large = [name for name in WEIGHTS if name != "perceptron"]
     weights = arguments.weights or (["resnet18"] if is_quick else large)
     methods = arguments.methods or (QUICK_METHODS if is_quick else METHODS)
     turns = arguments.turns or (5 if is_quick else 200)
-    output = arguments.output or Path(f"step_{keras.backend.backend()}.csv")
+    ending = "_quick" if is_quick else ""
+    output = arguments.output or Path(f"step_{keras.backend.backend()}{ending}.csv")
 
     try:
         there = {row.key: row for row in read(output, Row)}

@@ -12,7 +12,7 @@ its dropout and the order of the batches.
     task = tasks.load("cifar10", data_dir)
     keras.utils.set_random_seed(0)
     model = task.make_model()
-    task.compile(model, keras.optimizers.AdamW(task.learning_rate))
+    task.compile(model, keras.optimizers.AdamW(task.schedule()))
     logs = task.fit(model).history
     print(task.show(logs[task.metric][-1]))
 """

@@ -1,6 +1,8 @@
 import csv
 import importlib
 import itertools
+import math
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -232,6 +234,67 @@ def test_benchmark_of_the_frontier_trains_the_larger_tasks(data_dir, tmp_path):
         assert float(row["sparsity"]) == pytest.approx(told, abs=1e-3)
     for task in tasks:
         assert (tmp_path / f"frontier_{task}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@on_tensorflow
+def test_learning_rate_of_a_task_is_constant_or_a_cosine_in_both_libraries(load):
+    import tf_keras
+
+    constant = load("tasks").load("digits", share=0.1)
+    assert constant.schedule() == 1e-3
+    task = replace(constant, last_share=0.01)
+    for schedules in (keras.optimizers.schedules, tf_keras.optimizers.schedules):
+        schedule = task.schedule(schedules)
+        assert isinstance(schedule, schedules.LearningRateSchedule)
+        for share in (0, 0.25, 1, 1.5):
+            cosine = (1 + math.cos(math.pi * min(share, 1))) / 2
+            rate = float(schedule(round(share * task.steps)))
+            assert rate == pytest.approx(1e-3 * (0.01 + 0.99 * cosine), rel=1e-5)
+
+
+@on_tensorflow
+def test_coupled_penalty_alone_is_cut_and_at_a_magnitude_of_the_task(load):
+    methods, task = load("methods").METHODS, load("tasks").load("digits", share=0.1)
+    cuts = {name: method.threshold(task) for name, method in methods.items()}
+    assert cuts.pop("coupled_lp") == pytest.approx(5e-3)
+    assert set(cuts.values()) == {1e-13}
+    assert methods["coupled_lp"].threshold(replace(task, name="cifar10")) == pytest.approx(1e-3)
+
+
+class Seen(keras.layers.Layer):
+    """Counts the examples that go through it; their first feature is their number."""
+
+    def build(self, shape):
+        self.counts = self.add_weight(shape=(64,), trainable=False, initializer="zeros")
+
+    def call(self, x):
+        numbers = keras.ops.cast(x[:, 0], "int32")
+        self.counts.assign_add(keras.ops.sum(keras.ops.one_hot(numbers, 64), axis=0))
+        return x
+
+
+@on_tensorflow
+@pytest.mark.parametrize(("method", "value"), [("lp_adamw_0.8", 0.1), ("one_shot", 0.5)])
+def test_methods_of_the_frontier_see_each_example_once_in_a_pass(load, method, value):
+    x = np.arange(64.0).reshape(-1, 1) * [[1, 0.01]]
+    task = load("tasks").Task(
+        name="digits",
+        metric="val_accuracy",
+        better="max",
+        unit="percent",
+        make_model=lambda: keras.Sequential([keras.Input((2,)), Seen(), keras.layers.Dense(2)]),
+        data=(x, np.arange(64) % 2, x, np.arange(64) % 2),
+        epochs=4,
+        batch_size=4,
+        learning_rate=1e-3,
+        jit_compile=False,
+        epochs_per_pass=4,
+        last_share=0.01,
+    )
+    model = load("methods").METHODS[method].train(task, value, 0)
+    np.testing.assert_array_equal(model.layers[0].counts, 1)
+    assert model.optimizer.iterations == task.steps == 16
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-5, rel=0.01)
 
 
 @on_tensorflow
