@@ -7,7 +7,7 @@ tf_keras are those of Keras 3, and so is its AdamW.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -42,17 +42,17 @@ class Method:
         knob: What its value is: the strength of a decay, or the share of zeros to reach.
         train: Function of task, value and seed that returns a trained Keras 3 model.
         cuts: For tasks by name, the magnitude up to which a weight of the trained model is made
-            zero, in learning rates of the first step.
+            zero, in learning rates of the first step; 1e-13 without them, as in the paper.
     """
 
     label: str
     knob: Literal["weight_decay", "sparsity"]
     train: Callable[..., keras.Model]
-    cuts: Mapping[str, float] = field(default_factory=dict)
+    cuts: Mapping[str, float] | None = None
 
     def threshold(self, task):
-        """Magnitude up to which a weight is made zero; at least 1e-13, as in the paper."""
-        return max(1e-13, self.cuts[task.name] * task.learning_rate if self.cuts else 0.0)
+        """Magnitude up to which a weight is made zero."""
+        return 1e-13 if self.cuts is None else self.cuts[task.name] * task.learning_rate
 
 
 def new_model(task, seed):
