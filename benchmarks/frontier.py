@@ -2,13 +2,12 @@
 
 For each task, method, point of the method's grid and seed one training, and one of AdamW. All
 have the same model and start, the same number of epochs and the same learning rate at each step:
-constant on the digits, a cosine on the others. `methods.py` says what each of them does. A method
-has one knob, and a grid of five points: for the decays the strength, in equal ratios; for the
-others the sparsity. CIFAR-10 and Tiny Shakespeare have small models and short trainings here, so
-that a CPU makes a hundred of them.
+constant on the digits, a cosine on the others. `methods.py` says what each of them does,
+`settings.py` how each task is trained. A method has one knob, and a grid of five points: for the
+decays the strength, in equal ratios; for the others the sparsity.
 
-Every run is written to a CSV file as it ends, and what is there already is not run again. Prints
-tables in Markdown, which stand in RESULTS.md, and draws a picture for each task.
+Every run is written to a CSV file as it ends, and what is there already in the same setting is not
+run again. Prints tables in Markdown, which stand in RESULTS.md, and draws a picture for each task.
 
     python benchmarks/frontier.py --data-dir DATA --processes 2
     python benchmarks/frontier.py --quick
@@ -29,7 +28,6 @@ from importlib import metadata
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import models
 import numpy as np
 import tasks
 import tensorflow as tf
@@ -49,60 +47,13 @@ from runs import (
     show,
     whole,
 )
+from settings import SETTINGS
 
 import keras_lp
 
+ALL = {"adamw": DENSE, **METHODS}
 DENSE_VALUE = 0.004  # The default of AdamW.
 SPARSITIES = (0.9, 0.95, 0.97, 0.98, 0.99)  # The points of the methods that are told one.
-# Between these strengths lie the others. They gave 82 to 91 % and about 99 % zeros or more with
-# seed 0; those of Tiny Shakespeare are not tried.
-STRENGTHS = {
-    "digits": {
-        "lp_adamw_0.5": (0.008, 0.1),
-        "lp_adamw_0.8": (0.025, 0.25),
-        "lp_adamw_1": (0.08, 0.4),
-        "proximal_l1": (0.12, 0.55),
-        "coupled_lp": (2e-5, 1.5e-3),
-    },
-    "cifar10": {
-        "lp_adamw_0.5": (0.035, 0.15),
-        "lp_adamw_0.8": (0.1, 0.3),
-        "lp_adamw_1": (0.3, 0.6),
-        "proximal_l1": (0.62, 0.95),
-        "coupled_lp": (1e-3, 1.3e-2),
-    },
-    "shakespeare": {
-        "lp_adamw_0.5": (0.018, 0.1),
-        "lp_adamw_0.8": (0.055, 0.25),
-        "lp_adamw_1": (0.15, 0.5),
-        "proximal_l1": (0.2, 0.7),
-        "coupled_lp": (5e-5, 3e-3),
-    },
-}
-# Arguments of the loading, and what is replaced, so that a CPU trains a task some hundred times.
-SIZES = {
-    "digits": ({}, lambda task: {}),
-    "cifar10": (
-        {"train": 35_000, "val": 10_000},
-        lambda task: {
-            "make_model": models.small_resnet,
-            "batch_size": 64,
-            "epochs": 4,
-            "epochs_per_pass": 4,
-            "last_share": 0.01,
-        },
-    ),
-    "shakespeare": (
-        {},
-        lambda task: {
-            "make_model": functools.partial(task.make_model, depth=2, width=64),
-            "batch_size": 8,
-            "epochs": 4,
-            "learning_rate": 2e-3,
-            "last_share": 0.01,
-        },
-    ),
-}
 TOLERANCE = 0.02  # of the nonzero weights: layers have no exact share of zeros
 ACCURACIES = (*range(10, 90, 10), 90, 93, 95, 96, 97, 98, 99, 99.5)  # that an axis is labelled with
 # Okabe and Ito's colours, which the colour-blind tell apart, a marker and a line for each method.
@@ -132,7 +83,7 @@ class Run:
         method: Name of the method, or "adamw".
         value: Its strength, or the sparsity it was told.
         seed: Seed of the start and of the order of the batches.
-        share: Share of the data.
+        setting: Size of the task, and what else the method depends on.
         metric: Validation metric of the model with its zeros.
         sparsity: Share of zeros among the decayed variables.
         seconds: Time of the training.
@@ -143,7 +94,7 @@ class Run:
     method: str
     value: float
     seed: int
-    share: float
+    setting: str
     metric: float
     sparsity: float
     seconds: float
@@ -152,45 +103,59 @@ class Run:
     @property
     def key(self):
         """What the run was asked to be."""
-        return self.task, self.method, self.value, self.seed, self.share
+        return self.task, self.method, self.value, self.seed, self.setting
 
 
 @functools.cache
 def load(name, data_dir, share):
     """A task in its size for this benchmark."""
-    sizes, replaced = SIZES[name]
-    task = tasks.load(name, data_dir, share, **sizes)
-    return replace(task, **replaced(task))
+    setting = SETTINGS[name]
+    return replace(tasks.load(name, data_dir, share, **setting.loading), **setting.replaced)
+
+
+def describe(task):
+    """For each method what its runs depend on besides value and seed: sizes, and its choice."""
+    x_train, _, x_val, _ = task.data
+    weights = task.make_model().count_params()
+    sizes = {"weights": weights, "examples": len(x_train), "validation": len(x_val)}
+    for name in ("batch_size", "epochs", "steps", "learning_rate", "last_share"):
+        sizes[name] = getattr(task, name)
+    texts = {}
+    for name, method in ALL.items():
+        settings = dict(sizes)
+        if method.choice is not None:
+            settings[method.choice] = getattr(SETTINGS[task.name], method.choice)
+        texts[name] = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return texts
 
 
 def grid(task, method):
     """The values of a method's knob on a task."""
     if METHODS[method].knob == "sparsity":
         return SPARSITIES
-    strengths = np.geomspace(*STRENGTHS[task][method], len(SPARSITIES))
+    strengths = np.geomspace(*SETTINGS[task].strengths[method], len(SPARSITIES))
     return tuple(float(f"{strength:.2g}") for strength in strengths)
 
 
-def train(data_dir, name, method, value, seed, share):
+def train(data_dir, share, name, method, value, seed, setting):
     """One training, and what came of it."""
     task = load(name, data_dir, share)
-    chosen = DENSE if method == "adamw" else METHODS[method]
     begin = time.perf_counter()
-    model = chosen.train(task, value, seed)
+    model = ALL[method].train(task, value, seed)
     seconds = time.perf_counter() - begin
-    sparsity = keras_lp.prune(model, threshold=chosen.threshold(task)).sparsity
+    sparsity = keras_lp.prune(model, threshold=1e-13).sparsity
     task.compile(model, "sgd")  # A model that comes from TF-MOT is not compiled.
     _, _, *validation = task.data
     logs = model.evaluate(*validation, batch_size=task.batch_size, verbose=0, return_dict=True)
     metric = logs[task.metric.removeprefix("val_")]
-    return Run(name, method, value, seed, share, metric, sparsity, seconds, commit())
+    return Run(name, method, value, seed, setting, metric, sparsity, seconds, commit())
 
 
-def run_all(keys, data_dir, processes):
+def run_all(keys, data_dir, share, processes):
     """The runs of these keys, each as it ends, in this process or in several."""
     if processes == 1:
         for key in keys:
-            yield train(data_dir, *key)
+            yield train(data_dir, share, *key)
         return
     threads = max(1, (os.cpu_count() or 1) // processes)
     pool = ProcessPoolExecutor(
@@ -198,7 +163,7 @@ def run_all(keys, data_dir, processes):
     )
     with pool:
         try:
-            for done in as_completed([pool.submit(train, data_dir, *key) for key in keys]):
+            for done in as_completed([pool.submit(train, data_dir, share, *key) for key in keys]):
                 yield done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -341,15 +306,16 @@ def main():
         grids = {method: grid(task.name, method) for method in arguments.methods}
         if arguments.quick:
             grids = {method: values[2::2] for method, values in grids.items()}
+        settings = describe(task)
         asked = [("adamw", DENSE_VALUE)]
         asked += [(method, value) for method, values in grids.items() for value in values]
         keys = [
-            (task.name, method, value, seed, share)
+            (task.name, method, value, seed, settings[method])
             for seed, (method, value) in itertools.product(range(seeds), asked)
         ]
         there = {run.key for run in runs}
         missing = [key for key in keys if key not in there]
-        for run in run_all(missing, arguments.data_dir, arguments.processes):
+        for run in run_all(missing, arguments.data_dir, share, arguments.processes):
             runs.append(run)
             append(arguments.output, run)
             print(run, flush=True)

@@ -6,13 +6,14 @@ start, the batch size, the learning rate of each step and Adam's other settings.
 tf_keras are those of Keras 3, and so is its AdamW.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import keras
 from keras import ops
+from settings import SETTINGS
 
 import keras_lp
 from keras_lp.optional import import_tf_keras, import_tfmot
@@ -20,17 +21,6 @@ from keras_lp.selection import is_decayed_by_default
 
 # |w| of the coupled penalty is sqrt(w**2 + EPSILON**2), whose gradient is finite at 0 for p < 1.
 EPSILON = 1e-6
-# The shares of the steps after which TF-MOT begins to prune and has pruned all, for tasks by name.
-# The best of six that were tried. On the digits at 99 %, seed 0: 94.8 %; 0 to 0.5 gave 81.3 %,
-# 0.2 to 0.8 76.3 %, 0.2 to 0.5 74.3 %, 0.1 to 0.35 73.5 %, 0 to 1 82.6 %. Over three seeds it gives
-# 86.0 %, and the schedule of TF-MOT's guide, from a half of zeros at the first step to all at the
-# last, 82.1 %. On CIFAR-10 at 95 %, mean of two seeds: 38.4 %; 0.1 to 0.35 gave 37.0 %, 0.2 to 0.5
-# 36.3 %, 0 to 0.5 35.8 %, 0 to 0.8 33.9 %, 0.2 to 0.8 33.3 %. On Tiny Shakespeare none is tried.
-TFMOT_STEPS = {"digits": (0.0, 0.8), "cifar10": (0.0, 0.25), "shakespeare": (0.0, 0.5)}
-# Adam's steps keep what the coupled penalty holds at 0 within some learning rates of it. The best
-# cuts of those tried with seed 0: on CIFAR-10, with 40,000 images, up to 1 costs less than 0.1
-# points and 2 costs 1. On Tiny Shakespeare none is tried.
-CUTS = {"digits": 5, "cifar10": 1, "shakespeare": 1}
 
 
 @dataclass(frozen=True)
@@ -41,18 +31,13 @@ class Method:
         label: Name in tables and pictures.
         knob: What its value is: the strength of a decay, or the share of zeros to reach.
         train: Function of task, value and seed that returns a trained Keras 3 model.
-        cuts: For tasks by name, the magnitude up to which a weight of the trained model is made
-            zero, in learning rates of the first step; 1e-13 without them, as in the paper.
+        choice: Name of the attribute of a `Setting` that it depends on besides, if any.
     """
 
     label: str
     knob: Literal["weight_decay", "sparsity"]
     train: Callable[..., keras.Model]
-    cuts: Mapping[str, float] | None = None
-
-    def threshold(self, task):
-        """Magnitude up to which a weight is made zero."""
-        return 1e-13 if self.cuts is None else self.cuts[task.name] * task.learning_rate
+    choice: str | None = None
 
 
 def new_model(task, seed):
@@ -102,7 +87,7 @@ def tfmot(task, sparsity, seed):
     tf_keras, api = import_tf_keras(), import_tfmot().sparsity.keras
     tf_keras.backend.clear_session()
     legacy = keras_lp.tfmot.to_tf_keras(new_model(task, seed))
-    begin, end = (int(share * task.steps) for share in TFMOT_STEPS[task.name])
+    begin, end = (int(share * task.steps) for share in SETTINGS[task.name].tfmot_steps)
     frequency = max(1, min(100, (end - begin) // 10))
     end -= (end - begin) % frequency  # The last update is the one that reaches the target.
     schedule = api.PolynomialDecay(0.0, sparsity, begin, end, frequency=frequency)
@@ -156,9 +141,9 @@ class ProximalAdam(keras.optimizers.Adam):
 
 
 def coupled(p, task, strength, seed):
-    """Adam on the loss plus `keras_lp.penalty` of the decayed variables.
+    """Adam on the loss plus `keras_lp.penalty` of the decayed variables, then a cut.
 
-    Nothing becomes exactly zero by this: Adam's steps carry a weight past 0 and back.
+    Nothing becomes exactly zero by the penalty: Adam's steps carry a weight past 0 and back.
     """
 
     def penalty(weights):
@@ -173,6 +158,7 @@ def coupled(p, task, strength, seed):
     fit(task, model)
     for variable in decayed:  # It is no part of the loss that is measured.
         variable.regularizer = None
+    keras_lp.prune(model, threshold=SETTINGS[task.name].cut * task.learning_rate)
     return model
 
 
@@ -188,7 +174,7 @@ METHODS = {
     "lp_adamw_0.8": lp_adamw(0.8),
     "lp_adamw_1": lp_adamw(1),
     "one_shot": Method("one-shot and fine-tuning", "sparsity", one_shot),
-    "tfmot": Method("TF-MOT, polynomial", "sparsity", tfmot),
+    "tfmot": Method("TF-MOT, polynomial", "sparsity", tfmot, "tfmot_steps"),
     "proximal_l1": Method("proximal L1", "weight_decay", partial(train_with, ProximalAdam)),
-    "coupled_lp": Method("coupled Lp, p = 0.8", "weight_decay", partial(coupled, 0.8), CUTS),
+    "coupled_lp": Method("coupled Lp, p = 0.8", "weight_decay", partial(coupled, 0.8), "cut"),
 }

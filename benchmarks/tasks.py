@@ -254,7 +254,7 @@ def cifar10_cnn():
     )
 
 
-def shakespeare(data_dir):
+def shakespeare(data_dir, depth=4, width=96):
     """Tiny Shakespeare and a character-level GPT; the last tenth of the text is held out."""
     if data_dir is None:
         path = Path(keras.utils.get_file("tinyshakespeare.txt", SHAKESPEARE_URL))
@@ -269,7 +269,7 @@ def shakespeare(data_dir):
         metric="val_loss",
         better="min",
         unit="nats",
-        make_model=partial(gpt, len(characters)),
+        make_model=partial(gpt, len(characters), depth, width),
         data=(*windows(text, starts), *windows(held_out, val_starts)),
         epochs=10,
         batch_size=24,
@@ -285,7 +285,7 @@ def windows(text, starts):
     return window[:, :-1], window[:, 1:]
 
 
-def gpt(characters, depth=4, width=96):
+def gpt(characters, depth, width):
     """A causal transformer that gives the logits of the next character at each position.
 
     There is no dropout: a pass over the data sees each window once.

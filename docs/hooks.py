@@ -1,7 +1,7 @@
 """Pages of the site that are made of other files, for `mkdocs build`.
 
 The README, the results of the benchmarks and the other pages of the repository are taken as they
-are; each example becomes a page of its text blocks, its code, and what it printed. Links
+are; each example becomes a page of its text blocks, its code, and what it printed and drew. Links
 between all these go to the pages.
 """
 
@@ -21,7 +21,13 @@ PAGES = {
     "benchmarks/RESULTS.md": "benchmarks.md",
 }
 # Files that the site has copies of, since pages lead to them.
-COPIES = ("LICENSE", "examples/*.py", "benchmarks/*.py", "benchmarks/results/*")
+COPIES = (
+    "LICENSE",
+    "examples/*.py",
+    "benchmarks/*.py",
+    "benchmarks/results/*",
+    "docs/printed/*.png",
+)
 EXAMPLES = [path.stem for path in ROOT.glob("examples/*.py")]
 PAGES |= {f"examples/{name}.py": f"tutorials/{name}.md" for name in EXAMPLES}
 LINK = re.compile(r"(\]\()([^)#:]+)((?:#[^)]*)?\))")
@@ -62,7 +68,7 @@ def with_links(text, source, page):
 
 
 def page_of_example(path, text):
-    """An example as a page: its strings are text, the rest code, and then what it printed."""
+    """An example as a page: its texts, its code, and then what it printed and drew."""
     lines = text.splitlines()
     parts, code_from = [], 0
     for number, node in enumerate(ast.parse(text).body):
@@ -74,6 +80,8 @@ def page_of_example(path, text):
     printed = ROOT / "docs" / "printed" / f"{path.stem}.txt"
     if printed.exists():
         parts.append("## What it prints\n\n" + code(printed.read_text(encoding="utf-8"), "text"))
+    for picture in sorted(printed.parent.glob(f"{path.stem}*.png")):
+        parts.append(f"![A picture that it draws](../files/docs/printed/{picture.name})")
     parts.append(f"[The file](../files/examples/{path.name})")
     return "\n\n".join(filter(None, parts)) + "\n"
 

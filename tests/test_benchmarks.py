@@ -163,7 +163,8 @@ def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_noth
     written = (tmp_path / "runs.csv").read_text()
     runs = list(csv.DictReader(written.splitlines()))
     assert [row["method"] for row in runs] == ["adamw", *(m for m in methods for _ in range(2))]
-    dense, weak, strong, *told = ({k: float(row[k]) for k in list(row)[2:-1]} for row in runs)
+    numbers = ("value", "metric", "sparsity")
+    dense, weak, strong, *told = ({name: float(row[name]) for name in numbers} for row in runs)
     assert dense["sparsity"] == 0
     assert 0.5 < weak["sparsity"] < strong["sparsity"] < 1
     for row in told:
@@ -254,11 +255,29 @@ def test_learning_rate_of_a_task_is_constant_or_a_cosine_in_both_libraries(load)
 
 @on_tensorflow
 def test_coupled_penalty_alone_is_cut_and_at_a_magnitude_of_the_task(load):
-    methods, task = load("methods").METHODS, load("tasks").load("digits", share=0.1)
-    cuts = {name: method.threshold(task) for name, method in methods.items()}
-    assert cuts.pop("coupled_lp") == pytest.approx(5e-3)
-    assert set(cuts.values()) == {1e-13}
-    assert methods["coupled_lp"].threshold(replace(task, name="cifar10")) == pytest.approx(1e-3)
+    task = replace(load("tasks").load("digits", share=0.1), epochs=1)
+    cuts = {"digits": 5e-3, "cifar10": 1e-3}
+    for name, cut in cuts.items():
+        model = load("methods").METHODS["coupled_lp"].train(replace(task, name=name), 1e-5, 0)
+        weights = np.concatenate([abs(w).ravel() for w in model.get_weights() if w.ndim > 1])
+        nonzero = weights[weights > 0]
+        assert cut < nonzero.min() < 1.1 * cut
+        assert 0 < np.mean(weights == 0) < 0.5
+
+
+@on_tensorflow
+def test_runs_of_another_setting_are_other_runs(load):
+    frontier, task = load("frontier"), load("tasks").load("digits", share=0.1)
+    settings = frontier.describe(task)
+    assert settings["adamw"] == settings["lp_adamw_1"] == settings["one_shot"]
+    assert settings["adamw"].startswith(
+        "weights 151306, examples 126, validation 54, batch_size 32"
+    )
+    assert settings["tfmot"] == settings["adamw"] + ", tfmot_steps (0.0, 0.8)"
+    assert settings["coupled_lp"] == settings["adamw"] + ", cut 5"
+    for other in ({"epochs": 7}, {"batch_size": 8}, {"learning_rate": 0.1}, {"last_share": 0.1}):
+        changed = frontier.describe(replace(task, **other))
+        assert all(changed[method] != setting for method, setting in settings.items())
 
 
 class Seen(keras.layers.Layer):
