@@ -63,13 +63,12 @@ def train_with(make_optimizer, task, value, seed):
 def one_shot(task, sparsity, seed):
     """AdamW for half of the epochs, pruning by magnitude, AdamW on what is left for the others.
 
-    The magnitudes are ranked over the whole model. The optimizer goes on with its moments, and the
-    data with the batches that come next.
+    The optimizer goes on with its moments, and the data with the batches that come next.
     """
 
     def cut(epoch, logs):
         if epoch + 1 == task.epochs // 2:
-            keras_lp.prune(model, sparsity)
+            keras_lp.prune(model, sparsity, scope=SETTINGS[task.name].one_shot_scope)
             keras_lp.freeze_zeros(model)
 
     model = new_model(task, seed)
@@ -173,7 +172,7 @@ METHODS = {
     "lp_adamw_0.5": lp_adamw(0.5),
     "lp_adamw_0.8": lp_adamw(0.8),
     "lp_adamw_1": lp_adamw(1),
-    "one_shot": Method("one-shot and fine-tuning", "sparsity", one_shot),
+    "one_shot": Method("one-shot and fine-tuning", "sparsity", one_shot, "one_shot_scope"),
     "tfmot": Method("TF-MOT, polynomial", "sparsity", tfmot, "tfmot_steps"),
     "proximal_l1": Method("proximal L1", "weight_decay", partial(train_with, ProximalAdam)),
     "coupled_lp": Method("coupled Lp, p = 0.8", "weight_decay", partial(coupled, 0.8), "cut"),

@@ -269,10 +269,11 @@ def test_coupled_penalty_alone_is_cut_and_at_a_magnitude_of_the_task(load):
 def test_runs_of_another_setting_are_other_runs(load):
     frontier, task = load("frontier"), load("tasks").load("digits", share=0.1)
     settings = frontier.describe(task)
-    assert settings["adamw"] == settings["lp_adamw_1"] == settings["one_shot"]
+    assert settings["adamw"] == settings["lp_adamw_1"] == settings["proximal_l1"]
     assert settings["adamw"].startswith(
         "weights 151306, examples 126, validation 54, batch_size 32"
     )
+    assert settings["one_shot"] == settings["adamw"] + ", one_shot_scope global"
     assert settings["tfmot"] == settings["adamw"] + ", tfmot_steps (0.0, 0.8)"
     assert settings["coupled_lp"] == settings["adamw"] + ", cut 5"
     for other in ({"epochs": 7}, {"batch_size": 8}, {"learning_rate": 0.1}, {"last_share": 0.1}):
