@@ -2,6 +2,7 @@ import csv
 import importlib
 import itertools
 import math
+from collections import namedtuple
 from dataclasses import replace
 
 import keras
@@ -279,6 +280,42 @@ def test_runs_of_another_setting_are_other_runs(load):
     for other in ({"epochs": 7}, {"batch_size": 8}, {"learning_rate": 0.1}, {"last_share": 0.1}):
         changed = frontier.describe(replace(task, **other))
         assert all(changed[method] != setting for method, setting in settings.items())
+
+
+@pytest.fixture
+def groups(load):
+    """Three points of two runs; the last has no weights left."""
+    Point = namedtuple("Point", ["sparsity", "metric"])
+    return [
+        [Point(0.98, 0.6), Point(0.98, 0.8)],
+        [Point(0.89, 0.9), Point(0.91, 0.9)],
+        [Point(1.0, 0.1), Point(1.0, 0.1)],
+    ]
+
+
+@on_tensorflow_and_jax
+@pytest.mark.parametrize(
+    ("sparsity", "metric"), [(0.9, 0.9), (0.98, 0.7), (1 - math.sqrt(0.1 * 0.02), 0.8)]
+)
+def test_result_at_a_sparsity_lies_on_a_line_over_the_logarithm_of_what_is_left(
+    load, groups, sparsity, metric
+):
+    assert load("runs").at_sparsity(groups, sparsity) == pytest.approx(metric)
+
+
+@on_tensorflow_and_jax
+@pytest.mark.parametrize(("sparsity", "is_within"), [(0.8985, True), (0.89, False), (0.99, False)])
+def test_result_at_a_sparsity_is_none_beyond_the_runs(load, groups, sparsity, is_within):
+    at_sparsity = load("runs").at_sparsity
+    assert at_sparsity(groups, sparsity) is None
+    assert at_sparsity(groups[2:], sparsity) is None
+    assert at_sparsity(groups, sparsity, 0.02) == (pytest.approx(0.9) if is_within else None)
+
+
+@on_tensorflow_and_jax
+def test_spread_of_runs_is_half_of_their_range(load, groups):
+    assert load("runs").half_range(groups[0], "metric") == pytest.approx(0.1)
+    assert load("runs").half_range(groups[1], "metric") == 0
 
 
 class Seen(keras.layers.Layer):
