@@ -23,6 +23,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 
 # TF-MOT needs TensorFlow.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -228,6 +229,8 @@ def draw(task, runs, grids, path):
     for method, values in grids.items():
         groups = points(runs, method, values).values()
         groups = [group for group in groups if mean(group, "sparsity") < 1]
+        if not groups:
+            continue
         groups.sort(key=lambda group: mean(group, "sparsity"))
         nonzero, metrics = [], []
         for group in groups:
@@ -290,14 +293,17 @@ def main():
         help="two points of each grid; unless told, the digits only, half of them, and one seed",
     )
     parser.add_argument("--processes", type=whole, default=1, help="trainings at a time")
-    parser.add_argument("--output", type=new_file, default="frontier.csv", help="file of all runs")
+    parser.add_argument(
+        "--output", type=new_file, help="file of all runs: frontier.csv, or frontier_quick.csv"
+    )
     arguments = parser.parse_args()
+    output = arguments.output or Path(f"frontier{'_quick' if arguments.quick else ''}.csv")
     names = arguments.tasks or (["digits"] if arguments.quick else list(tasks.TASKS))
     seeds = arguments.seeds or (1 if arguments.quick else 3)
     share = (0.5 if arguments.quick else 1.0) if arguments.share is None else arguments.share
 
     try:
-        runs = read(arguments.output, Run)
+        runs = read(output, Run)
         loaded = [load(name, arguments.data_dir, share) for name in names]
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
@@ -317,11 +323,11 @@ def main():
         missing = [key for key in keys if key not in there]
         for run in run_all(missing, arguments.data_dir, share, arguments.processes):
             runs.append(run)
-            append(arguments.output, run)
+            append(output, run)
             print(run, flush=True)
         shown = [run for run in runs if run.key in keys]
         print_tables(task, shown, grids)
-        picture = arguments.output.with_name(f"{arguments.output.stem}_{task.name}.png")
+        picture = output.with_name(f"{output.stem}_{task.name}.png")
         draw(task, shown, grids, picture)
         print(f"\nPicture: {picture}", flush=True)
 

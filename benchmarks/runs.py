@@ -80,12 +80,10 @@ def commit():
 
 def hardware():
     """The cores and the processor."""
-    names = (
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    return f"{os.cpu_count()} cores of {next(names, platform.processor())}"
+    information = Path("/proc/cpuinfo")  # Linux names the model here alone.
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"{os.cpu_count()} cores of {next(names, platform.processor() or 'unknown make')}"
 
 
 def mean(runs, name):

@@ -1,8 +1,8 @@
 """How `frontier.py` trains each task, and what was chosen there for each method.
 
 CIFAR-10 and Tiny Shakespeare have small models and short trainings, so that a CPU makes a hundred
-of them. What a method has besides its knob is what gave the best result of those that are named
-here.
+of them. What a method has besides its knob gave the best result of those that are named here, or
+one that lies within a thousandth of it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Setting:
             each layer.
         tfmot_steps: The shares of the steps after which TF-MOT begins to prune and has pruned all.
         cut: Magnitude up to which the weights that coupled Lp trained are made zero, in learning
-            rates of the first step: Adam's steps keep what the penalty holds at 0 within some.
+            rates of the first step: a weight that the penalty holds at 0 swings around it by some.
         loading: Arguments of the loading of the task.
         replaced: Attributes of the task that differ from those it is loaded with.
     """

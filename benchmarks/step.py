@@ -7,8 +7,8 @@ once at the steps between two choices of the masks and once at those that choose
 turn with its peer, in a process for the two; a ratio is the median over the turns. Beside them
 stand the seconds that the first step takes, which compiles; the memory that a process needs for the
 steps; and the floor: reading and writing the weights and Adam's state once, at the bandwidth of a
-copy in the same process. Last comes a whole training step of ResNet-18. Every row is written to a
-CSV file when it is there, and what the file has already is not measured again. Prints tables in
+copy in the same process. With ResNet-18 comes a whole training step of it. Every row is written to
+a CSV file when it is there, and what the file has already is not measured again. Prints tables in
 Markdown, which stand in RESULTS.md.
 
     python benchmarks/step.py
@@ -64,7 +64,7 @@ class Row:
     """What came out of one method on the weights of one model.
 
     Attributes:
-        backend: Backend of Keras, with " without XLA" if so.
+        backend: Backend of Keras, with " on " an accelerator and " without XLA" if so.
         weights: Name of the model.
         method: What was timed.
         milliseconds: Median time of a step.
@@ -186,8 +186,10 @@ def row_of(key, first, seconds, floor=float("nan")):
 
 
 def backend_of(xla):
-    """The backend, and whether XLA compiles."""
-    return keras.backend.backend() + ("" if xla else " without XLA")
+    """The backend, the accelerator if there is one, and whether XLA compiles."""
+    device = accelerator()
+    on_device = "" if device is None else f" on {device}"
+    return keras.backend.backend() + on_device + ("" if xla else " without XLA")
 
 
 @functools.cache  # A peer is that of several methods.
@@ -357,7 +359,7 @@ def main():
     has_memory = has_clear_refs and not (arguments.no_memory or is_quick)
 
     asked = [*cells(weights, methods)]
-    if not (arguments.no_whole_step or is_quick):
+    if "resnet18" in weights and not (arguments.no_whole_step or is_quick):
         asked.append(("resnet18", WHOLE, True))
     shown = []
     for name, method, xla in asked:

@@ -1,5 +1,7 @@
 """The three training tasks that the quality benchmarks share.
 
+`target.py` has them in this size, `frontier.py` in that of `settings.py`:
+
 | task | model | training data | steps |
 | --- | --- | --- | --- |
 | digits | the CNN of `examples/quickstart.py` | 1,257 images of 8 x 8 | 2,400 |

@@ -30,6 +30,9 @@ COPIES = (
 )
 EXAMPLES = [path.stem for path in ROOT.glob("examples/*.py")]
 PAGES |= {f"examples/{name}.py": f"tutorials/{name}.md" for name in EXAMPLES}
+CIRCUMSTANCES = """On two CPU cores, with Keras 3.15 on TensorFlow 2.21 (several hosts: JAX 0.10).
+Other machines and versions round differently, and a training then takes another path: expect
+numbers close to these, not the same."""
 LINK = re.compile(r"(\]\()([^)#:]+)((?:#[^)]*)?\))")
 HEADER = re.compile(r"^(Title|Description): *(.*)$", re.M)
 
@@ -79,7 +82,8 @@ def page_of_example(path, text):
     parts.append(code("\n".join(lines[code_from:])))
     printed = ROOT / "docs" / "printed" / f"{path.stem}.txt"
     if printed.exists():
-        parts.append("## What it prints\n\n" + code(printed.read_text(encoding="utf-8"), "text"))
+        parts.append(f"## What it prints\n\n{CIRCUMSTANCES}")
+        parts.append(code(printed.read_text(encoding="utf-8"), "text"))
     for picture in sorted(printed.parent.glob(f"{path.stem}*.png")):
         parts.append(f"![A picture that it draws](../files/docs/printed/{picture.name})")
     parts.append(f"[The file](../files/examples/{path.name})")

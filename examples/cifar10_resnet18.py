@@ -20,14 +20,16 @@ Then it makes a `.tflite` file of the model that stores no zeros, and checks it 
 
 ## Setup
 
+In the folder of the repository:
+
 ```sh
-pip install "keras-lp[examples]"
-python cifar10_resnet18.py             # as in the paper; wants a GPU
-python cifar10_resnet18.py --size cpu  # a narrow ResNet-18 and a short training, for two CPU cores
+pip install ".[examples]"
+python examples/cifar10_resnet18.py             # as in the paper; wants a GPU
+python examples/cifar10_resnet18.py --size cpu  # a narrow ResNet-18, ten minutes on two cores
 ```
 
-`KERAS_BACKEND=jax` before the command trains on JAX. A training that was interrupted goes on from
-its last epoch when the same command is started again.
+With `".[examples,jax]"` installed, `KERAS_BACKEND=jax` before the command trains on JAX. A training
+that was interrupted goes on from its last epoch when the same command is started again.
 """
 
 import argparse
@@ -133,13 +135,18 @@ for name, value in SIZES[arguments.size].items():
         setattr(arguments, name, value)
 if arguments.weight_decay is None:
     arguments.weight_decay = arguments.p * arguments.lambda_p
+    if arguments.p == 0 and arguments.target_sparsity is None:
+        parser.error(
+            "argument --p: has no default strength at 0; pass --weight-decay too, received 0"
+        )
 keras.utils.set_random_seed(0)
 
 """
 ## Data
 
 50,000 images for the training and 10,000 for the test, each 32 x 32 pixels in three colours from 0
-to 255. Keras downloads them, unless a folder holds them as JPEG.
+to 255. Keras downloads them, unless a folder holds them as JPEG, which is lossy: the accuracies are
+not quite the same.
 """
 
 
@@ -411,7 +418,8 @@ try:
 except ImportError as error:
     exported = None
     print(f"No .tflite file: {error}")
-    print("With it: keras-lp export stripped.keras model.tflite --quantize float16\n")
+    paths = " ".join(str(arguments.output / name) for name in ("stripped.keras", "model.tflite"))
+    print(f"With it and keras-lp[cli]: keras-lp export {paths} --quantize float16\n")
 
 """
 ## What came out

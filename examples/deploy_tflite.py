@@ -24,8 +24,11 @@ sizes, their accuracy in LiteRT (the runtime that was called TFLite), and their 
 
 ## Setup
 
+In the folder of the repository:
+
 ```sh
-pip install "keras-lp[examples,cli]"
+pip install ".[examples,cli]"
+python examples/deploy_tflite.py
 ```
 
 Any backend of Keras does; the conversion is TensorFlow's, and keras-lp starts it in a process of

@@ -23,8 +23,11 @@ stays zero. At the end there are three `.tflite` files, and a table of what they
 
 ## Setup
 
+In the folder of the repository:
+
 ```sh
-pip install "keras-lp[examples]"
+pip install ".[examples]"
+python examples/tfmot_pipeline.py
 ```
 
 Keras has to run on TensorFlow, which converts the models. keras-lp imports TF-MOT, so that

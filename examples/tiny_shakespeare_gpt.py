@@ -20,14 +20,16 @@ lets the sparse model write some lines.
 
 ## Setup
 
+In the folder of the repository:
+
 ```sh
-pip install "keras-lp[examples]"
-python tiny_shakespeare_gpt.py             # the baby model; wants a GPU
-python tiny_shakespeare_gpt.py --size cpu  # nanoGPT's setting for a CPU, some minutes on two cores
+pip install ".[examples]"
+python examples/tiny_shakespeare_gpt.py             # the baby model; wants a GPU
+python examples/tiny_shakespeare_gpt.py --size cpu  # nanoGPT's setting for a CPU, some minutes
 ```
 
-`KERAS_BACKEND=jax` before the command trains on JAX. A training that was interrupted goes on from
-its last epoch when the same command is started again.
+With `".[examples,jax]"` installed, `KERAS_BACKEND=jax` before the command trains on JAX. A training
+that was interrupted goes on from its last epoch when the same command is started again.
 """
 
 import argparse

@@ -228,14 +228,14 @@ def test_benchmark_of_the_frontier_trains_the_larger_tasks(data_dir, tmp_path):
     tasks = ["cifar10", "shakespeare"]
     arguments = ["--quick", "--share", 0.02, "--tasks", *tasks, "--methods", "tfmot"]
     run(BENCHMARKS / "frontier.py", *arguments, "--data-dir", data_dir, cwd=tmp_path)
-    with (tmp_path / "frontier.csv").open(newline="") as file:
+    with (tmp_path / "frontier_quick.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
     assert [run["task"] for run in runs] == [task for task in tasks for _ in range(3)]
     for row in runs:
         told = 0.0 if row["method"] == "adamw" else float(row["value"])
         assert float(row["sparsity"]) == pytest.approx(told, abs=1e-3)
     for task in tasks:
-        assert (tmp_path / f"frontier_{task}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"frontier_quick_{task}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @on_tensorflow

@@ -229,6 +229,7 @@ CIFAR10, SHAKESPEARE = "cifar10_resnet18", "tiny_shakespeare_gpt"
     ("name", "arguments", "message"),
     [
         (CIFAR10, ["--epochs", "0"], "--epochs: pass an integer of at least 1, received 0"),
+        (CIFAR10, ["--p", "0"], "argument --p: has no default strength at 0; pass --weight-decay"),
         (CIFAR10, ["--p", "nan"], "--p: pass a number of at least 0, received nan"),
         (CIFAR10, ["--size", "huge"], "argument --size: invalid choice: 'huge'"),
         (CIFAR10, ["--data-dir", "nowhere"], "holds cifar10_jpeg.npz.xz, or leave --data-dir out"),
