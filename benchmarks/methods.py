@@ -139,20 +139,28 @@ class ProximalAdam(keras.optimizers.Adam):
             self.assign(variable, ops.sign(variable) * left)
 
 
+class Penalty(keras.regularizers.Regularizer):
+    """`keras_lp.penalty` of a variable, with a finite gradient at 0."""
+
+    def __init__(self, strength, p):
+        self.strength = strength
+        self.p = p
+
+    def __call__(self, weights):
+        """The penalty of one variable."""
+        smooth = ops.sqrt(ops.square(weights) + EPSILON**2)
+        return keras_lp.penalty(smooth, self.strength, self.p)
+
+
 def coupled(p, task, strength, seed):
     """Adam on the loss plus `keras_lp.penalty` of the decayed variables, then a cut.
 
     Nothing becomes exactly zero by the penalty: Adam's steps carry a weight past 0 and back.
     """
-
-    def penalty(weights):
-        smooth = ops.sqrt(ops.square(weights) + EPSILON**2)
-        return keras_lp.penalty(smooth, strength, p)
-
     model = new_model(task, seed)
     decayed = list(filter(is_decayed_by_default, model.trainable_variables))
     for variable in decayed:
-        variable.regularizer = penalty
+        variable.regularizer = Penalty(strength, p)
     task.compile(model, keras.optimizers.Adam(task.schedule()))
     fit(task, model)
     for variable in decayed:  # It is no part of the loss that is measured.
