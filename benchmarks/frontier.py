@@ -51,6 +51,7 @@ from runs import (
 from settings import SETTINGS
 
 import keras_lp
+from keras_lp.deploy.strip import THRESHOLD
 
 ALL = {"adamw": DENSE, **METHODS}
 DENSE_VALUE = 0.004  # The default of AdamW.
@@ -144,7 +145,7 @@ def train(data_dir, share, name, method, value, seed, setting):
     begin = time.perf_counter()
     model = ALL[method].train(task, value, seed)
     seconds = time.perf_counter() - begin
-    sparsity = keras_lp.prune(model, threshold=1e-13).sparsity
+    sparsity = keras_lp.prune(model, threshold=THRESHOLD).sparsity
     task.compile(model, "sgd")  # A model that comes from TF-MOT is not compiled.
     _, _, *validation = task.data
     logs = model.evaluate(*validation, batch_size=task.batch_size, verbose=0, return_dict=True)

@@ -84,8 +84,9 @@ def page_of_example(path, text):
     if printed.exists():
         parts.append(f"## What it prints\n\n{CIRCUMSTANCES}")
         parts.append(code(printed.read_text(encoding="utf-8"), "text"))
-    for picture in sorted(printed.parent.glob(f"{path.stem}*.png")):
-        parts.append(f"![A picture that it draws](../files/docs/printed/{picture.name})")
+    picture = printed.with_suffix(".png")
+    if picture.exists():
+        parts.append(f"![The picture that it draws](../files/docs/printed/{picture.name})")
     parts.append(f"[The file](../files/examples/{path.name})")
     return "\n\n".join(filter(None, parts)) + "\n"
 

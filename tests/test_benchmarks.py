@@ -257,13 +257,18 @@ def test_learning_rate_of_a_task_is_constant_or_a_cosine_in_both_libraries(load)
 @on_tensorflow
 def test_coupled_penalty_alone_is_cut_and_at_a_magnitude_of_the_task(load):
     task = replace(load("tasks").load("digits", share=0.1), epochs=1)
+
+    def magnitudes(method, name):
+        model = load("methods").METHODS[method].train(replace(task, name=name), 1e-5, 0)
+        return np.concatenate([abs(w).ravel() for w in model.get_weights() if w.ndim > 1])
+
     cuts = {"digits": 5e-3, "cifar10": 1e-3}
     for name, cut in cuts.items():
-        model = load("methods").METHODS["coupled_lp"].train(replace(task, name=name), 1e-5, 0)
-        weights = np.concatenate([abs(w).ravel() for w in model.get_weights() if w.ndim > 1])
-        nonzero = weights[weights > 0]
-        assert cut < nonzero.min() < 1.1 * cut
+        weights = magnitudes("coupled_lp", name)
+        assert cut < weights[weights > 0].min() < 1.1 * cut
         assert 0 < np.mean(weights == 0) < 0.5
+    weights = magnitudes("proximal_l1", "digits")
+    assert 0 < weights[weights > 0].min() < 1e-4
 
 
 @on_tensorflow
@@ -283,7 +288,7 @@ def test_runs_of_another_setting_are_other_runs(load):
 
 
 @pytest.fixture
-def groups(load):
+def groups():
     """Three points of two runs; the last has no weights left."""
     Point = namedtuple("Point", ["sparsity", "metric"])
     return [
