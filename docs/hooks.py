@@ -2,13 +2,16 @@
 
 The README, the results of the benchmarks and the other pages of the repository are taken as they
 are; each example becomes a page of its text blocks, its code, and what it printed and drew. Links
-between all these go to the pages.
+between all these go to the pages; one in a built page that leads to no file is a warning.
 """
 
 import ast
+import logging
 import posixpath
 import re
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from mkdocs.structure.files import File
 
@@ -34,6 +37,7 @@ CIRCUMSTANCES = """On two CPU cores, with Keras 3.15 on TensorFlow 2.21 (several
 Other machines and versions round differently, and a training then takes another path: expect
 numbers close to these, not the same."""
 LINK = re.compile(r"(\]\()([^)#:]+)((?:#[^)]*)?\))")
+LOGGER = logging.getLogger("mkdocs.hooks.links")  # Its warnings end a strict build.
 HEADER = re.compile(r"^(Title|Description): *(.*)$", re.M)
 
 
@@ -54,6 +58,37 @@ def on_page_markdown(markdown, page, config, files):
     if page.file.generated_by:
         return markdown
     return with_links(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+
+
+def on_post_build(config):
+    """Warns of links to files that the site lacks.
+
+    MkDocs itself looks at its sources: a link to a file that `exclude_docs` keeps out passes there.
+    """
+    site = Path(config.site_dir)
+    for page in sorted(site.rglob("*.html")):
+        links = Links()
+        links.feed(page.read_text(encoding="utf-8"))
+        for link in links.found:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or not parts.path:
+                continue
+            start = site if parts.path.startswith("/") else page.parent
+            target = start / unquote(parts.path).lstrip("/")
+            if not (target / "index.html" if target.is_dir() else target).is_file():
+                LOGGER.warning("%s leads to '%s', which is not built", page.relative_to(site), link)
+
+
+class Links(HTMLParser):
+    """What the elements of a page lead to or show."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        """Called by the parser for each element."""
+        self.found += [value for name, value in attrs if name in ("href", "src") and value]
 
 
 def with_links(text, source, page):
