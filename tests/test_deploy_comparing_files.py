@@ -27,6 +27,12 @@ def export(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("one") / "classifier.tflite"
+    return export_tflite(classifier(), path, sparse=False).path
+
+
 def test_numbers_are_those_of_the_models(export, batches):
     x, y = batches
     models = [classifier(), classifier()]
@@ -48,14 +54,13 @@ def test_numbers_are_those_of_the_models(export, batches):
         assert file.latency > 0
 
 
-def test_a_file_agrees_with_itself_and_the_table_says_so(export, batches):
-    path = export("a", classifier())
-    result = compare_tflite(path, path, batches[0])
+def test_a_file_agrees_with_itself_and_the_table_says_so(one_file, batches):
+    result = compare_tflite(one_file, one_file, batches[0])
     assert (result.agreement, result.max_abs_difference) == (1.0, 0.0)
     assert result.first.accuracy is None
     assert "accuracy" not in str(result)
     assert "Same class: 100.00% of 64 examples." in str(result)
-    assert json.loads(json.dumps(result.to_dict()))["first"]["path"] == str(path)
+    assert json.loads(json.dumps(result.to_dict()))["first"]["path"] == str(one_file)
 
 
 @fixes_batches
@@ -122,10 +127,9 @@ def test_inputs_of_several_names_reach_them_and_one_reaches_any(export, batches)
         (np.ones((4, 8)), [[0], [1, 2]], r"one-hot rows of 3\. Received: .*inhomogeneous"),
     ],
 )
-def test_data_that_does_not_fit_is_an_error(export, inputs, labels, message):
-    path = export("a", classifier())
+def test_data_that_does_not_fit_is_an_error(one_file, inputs, labels, message):
     with pytest.raises(ValueError, match=message):
-        compare_tflite(path, path, inputs, labels)
+        compare_tflite(one_file, one_file, inputs, labels)
 
 
 def test_files_that_cannot_be_compared_are_errors(export, tmp_path, batches):

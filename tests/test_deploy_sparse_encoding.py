@@ -22,6 +22,8 @@ KINDS = {
     "recurrent": (lambda: [layers.LSTM(32, unroll=True)], (4, 16)),
     "einsum": (lambda: [layers.EinsumDense("abc,cd->abd", (None, 64))], (4, 32)),
 }
+# Those that TFLite computes by the operator of another.
+RELATED = ("dense over time", "separable convolution", "convolution in 1-D", "einsum")
 
 
 def make(kind, sparsity):
@@ -55,7 +57,10 @@ def schema():
 
 
 @pytest.mark.parametrize("quantization", [None, pytest.param("float16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind in RELATED else ()) for kind in KINDS],
+)
 def test_encoded_file_computes_what_the_dense_file_computes(kind, quantization):
     for sparsity in (0.5, 0.985):
         (dense,) = convert(make(kind, sparsity), [quantization])
