@@ -21,6 +21,7 @@ import keras
 import models
 import numpy as np
 import tasks
+from runs import whole
 
 import keras_lp
 
@@ -83,7 +84,7 @@ def measure(make_model, shape, batch_size, steps, epochs, turns):
     trainings = [compiled(make_model, make) for make in (lp_adamw, adam, callback, idle, target)]
     seconds = np.empty((turns + 1, len(trainings)))
     for turn in range(turns + 1):  # The first compiles.
-        for number, (model, callbacks) in enumerate(trainings):
+        for number, (model, callbacks) in list(enumerate(trainings))[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
             model.fit(x, y, batch_size, epochs, callbacks=callbacks, verbose=0)
             seconds[turn, number] = (time.perf_counter() - start) / (steps * epochs)
@@ -96,7 +97,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--turns", type=int, help="of each training")
+    parser.add_argument("--turns", type=whole, help="of each training")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", "The training ended")  # `fit` is called once for each turn.
     backend = keras.backend.backend()

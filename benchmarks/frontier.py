@@ -10,6 +10,7 @@ Every run is written to a CSV file as it ends, and what is there already in the 
 run again. Prints tables in Markdown, which stand in RESULTS.md, and draws a picture for each task.
 
     python benchmarks/frontier.py --data-dir DATA --processes 2
+    python benchmarks/frontier.py --data-dir DATA --processes 2 --trials   # what settings.py chose
     python benchmarks/frontier.py --quick
 """
 
@@ -116,19 +117,42 @@ def load(name, data_dir, share):
 
 
 def describe(task):
-    """For each method what its runs depend on besides value and seed: sizes, and its choice."""
+    """What the runs of every method on a task depend on besides value and seed."""
     x_train, _, x_val, _ = task.data
     weights = task.make_model().count_params()
     sizes = {"weights": weights, "examples": len(x_train), "validation": len(x_val)}
     for name in ("batch_size", "epochs", "steps", "learning_rate", "last_share"):
         sizes[name] = getattr(task, name)
-    texts = {}
-    for name, method in ALL.items():
-        settings = dict(sizes)
-        if method.choice is not None:
-            settings[method.choice] = getattr(SETTINGS[task.name], method.choice)
-        texts[name] = ", ".join(f"{key} {value}" for key, value in settings.items())
-    return texts
+    return ", ".join(f"{name} {size}" for name, size in {"data": task.source, **sizes}.items())
+
+
+def keys_of(task, cells, seeds):
+    """What trainings are asked to be, and what is chosen for each, of cells that each seed has.
+
+    A cell is a method, its value, and what is chosen for it: a list of one item, or an empty one.
+    """
+    sizes = describe(task)
+    asked = {}
+    for seed, (method, value, choice) in itertools.product(range(seeds), cells):
+        setting = ", ".join([sizes, *(f"{ALL[method].choice} {item}" for item in choice)])
+        asked[task.name, method, value, seed, setting] = choice
+    return asked
+
+
+def cells_of_grids(task, grids):
+    """AdamW and the points of all grids, with what the setting of the task chooses."""
+    yield "adamw", DENSE_VALUE, []
+    for method, values in grids.items():
+        name = METHODS[method].choice
+        choice = [] if name is None else [getattr(SETTINGS[task.name], name)]
+        yield from ((method, value, choice) for value in values)
+
+
+def cells_of_trials(task, methods):
+    """The points at which the choices for these methods were tried."""
+    for (method, value), tried in SETTINGS[task.name].trials.items():
+        if method in methods:
+            yield from ((method, value, [choice]) for choice in tried)
 
 
 def grid(task, method):
@@ -139,11 +163,12 @@ def grid(task, method):
     return tuple(float(f"{strength:.2g}") for strength in strengths)
 
 
-def train(data_dir, share, name, method, value, seed, setting):
+def train(data_dir, share, key, choice):
     """One training, and what came of it."""
+    name, method, value, seed, setting = key
     task = load(name, data_dir, share)
     begin = time.perf_counter()
-    model = ALL[method].train(task, value, seed)
+    model = ALL[method].train(task, value, seed, *choice)
     seconds = time.perf_counter() - begin
     sparsity = keras_lp.prune(model, threshold=THRESHOLD).sparsity
     task.compile(model, "sgd")  # A model that comes from TF-MOT is not compiled.
@@ -153,11 +178,11 @@ def train(data_dir, share, name, method, value, seed, setting):
     return Run(name, method, value, seed, setting, metric, sparsity, seconds, commit())
 
 
-def run_all(keys, data_dir, share, processes):
-    """The runs of these keys, each as it ends, in this process or in several."""
+def run_all(asked, data_dir, share, processes):
+    """The runs that are asked for, each as it ends, in this process or in several."""
     if processes == 1:
-        for key in keys:
-            yield train(data_dir, share, *key)
+        for key, choice in asked.items():
+            yield train(data_dir, share, key, choice)
         return
     threads = max(1, (os.cpu_count() or 1) // processes)
     pool = ProcessPoolExecutor(
@@ -165,7 +190,8 @@ def run_all(keys, data_dir, share, processes):
     )
     with pool:
         try:
-            for done in as_completed([pool.submit(train, data_dir, share, *key) for key in keys]):
+            begun = [pool.submit(train, data_dir, share, *one) for one in asked.items()]
+            for done in as_completed(begun):
                 yield done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -198,12 +224,31 @@ def print_tables(task, runs, grids):
         print(f"| {METHODS[method].label} | {' | '.join(cells)} |")
     print("\n| method | asked for | zeros | result | seconds |\n" + "| --- " * 5 + "|")
     for method, values in grids.items():
-        chosen = METHODS[method]
         for value, group in points(runs, method, values).items():
-            asked = f"{value:.0%}" if chosen.knob == "sparsity" else f"`weight_decay` {value:g}"
-            zeros = f"{mean(group, 'sparsity'):.2%} (±{100 * half_range(group, 'sparsity'):.2f})"
-            result, seconds = show(task, group), f"{mean(group, 'seconds'):.0f}"
-            print(f"| {chosen.label} | {asked} | {zeros} | {result} | {seconds} |")
+            print_row(task, group, METHODS[method].label, asked_for(method, value))
+
+
+def print_row(task, group, *first):
+    """A row in Markdown of a few cells and of what a group of runs gave."""
+    zeros = f"{mean(group, 'sparsity'):.2%} (±{100 * half_range(group, 'sparsity'):.2f})"
+    print("|", " | ".join([*first, zeros, show(task, group)]), f"| {mean(group, 'seconds'):.0f} |")
+
+
+def asked_for(method, value):
+    """The value of a method's knob in words."""
+    return f"{value:.0%}" if METHODS[method].knob == "sparsity" else f"`weight_decay` {value:g}"
+
+
+def print_trials(task, runs):
+    """What came out of the trials of one task."""
+    print(f"\n### {task.name}: {task.metric}, seeds: {len({run.seed for run in runs})}\n")
+    print("| method | asked for | with | zeros | result | seconds |\n" + "| --- " * 6 + "|")
+    tried = dict.fromkeys((run.method, run.value, run.setting) for run in runs)
+    for method, value, setting in tried:
+        group = [r for r in runs if (r.method, r.value, r.setting) == (method, value, setting)]
+        choice = METHODS[method].choice
+        shown = f"{choice} {setting.split(choice + ' ')[1]}"
+        print_row(task, group, METHODS[method].label, asked_for(method, value), shown)
 
 
 def draw(task, runs, grids, path):
@@ -288,21 +333,35 @@ def main():
     parser.add_argument("--data-dir", help="folder with the data; without one, Keras fetches it")
     parser.add_argument("--seeds", type=whole, help="trainings to average over, 3 by default")
     parser.add_argument("--share", type=float, help="of the data, for a quick look; 1 by default")
-    parser.add_argument(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
         "--quick",
         action="store_true",
         help="two points of each grid; unless told, the digits only, half of them, and one seed",
     )
+    kind.add_argument(
+        "--trials",
+        action="store_true",
+        help="instead of the grids, what was tried for the settings; two seeds by default",
+    )
     parser.add_argument("--processes", type=whole, default=1, help="trainings at a time")
     parser.add_argument(
-        "--output", type=new_file, help="file of all runs: frontier.csv, or frontier_quick.csv"
+        "--output",
+        type=new_file,
+        help="file of all runs: frontier.csv, frontier_quick.csv, or frontier_trials.csv",
     )
     arguments = parser.parse_args()
-    output = arguments.output or Path(f"frontier{'_quick' if arguments.quick else ''}.csv")
+    ending = "_quick" if arguments.quick else "_trials" if arguments.trials else ""
+    output = arguments.output or Path(f"frontier{ending}.csv")
     names = arguments.tasks or (["digits"] if arguments.quick else list(tasks.TASKS))
-    seeds = arguments.seeds or (1 if arguments.quick else 3)
+    seeds = arguments.seeds or (1 if arguments.quick else 2 if arguments.trials else 3)
     share = (0.5 if arguments.quick else 1.0) if arguments.share is None else arguments.share
 
+    if arguments.trials and not any(METHODS[method].choice for method in arguments.methods):
+        parser.error(
+            "argument --methods: pass some that --trials has choices for, received "
+            f"{', '.join(arguments.methods)}"
+        )
     try:
         runs = read(output, Run)
         loaded = [load(name, arguments.data_dir, share) for name in names]
@@ -313,20 +372,21 @@ def main():
         grids = {method: grid(task.name, method) for method in arguments.methods}
         if arguments.quick:
             grids = {method: values[2::2] for method, values in grids.items()}
-        settings = describe(task)
-        asked = [("adamw", DENSE_VALUE)]
-        asked += [(method, value) for method, values in grids.items() for value in values]
-        keys = [
-            (task.name, method, value, seed, settings[method])
-            for seed, (method, value) in itertools.product(range(seeds), asked)
-        ]
+        if arguments.trials:
+            cells = cells_of_trials(task, arguments.methods)
+        else:
+            cells = cells_of_grids(task, grids)
+        asked = keys_of(task, list(cells), seeds)
         there = {run.key for run in runs}
-        missing = [key for key in keys if key not in there]
+        missing = {key: choice for key, choice in asked.items() if key not in there}
         for run in run_all(missing, arguments.data_dir, share, arguments.processes):
             runs.append(run)
             append(output, run)
             print(run, flush=True)
-        shown = [run for run in runs if run.key in keys]
+        shown = [run for run in runs if run.key in asked]
+        if arguments.trials:
+            print_trials(task, shown)
+            continue
         print_tables(task, shown, grids)
         picture = output.with_name(f"{output.stem}_{task.name}.png")
         draw(task, shown, grids, picture)

@@ -1,9 +1,9 @@
 """Ways to train a sparse model that `frontier.py` compares.
 
-A method is a function of a task, a value of its one knob and a seed, which trains a new model for
-as many epochs as the task has and returns it in Keras 3. What is alike for all: the model and its
-start, the batch size, the learning rate of each step and Adam's other settings. The losses of
-tf_keras are those of Keras 3, and so is its AdamW.
+A method is a function of a task, a value of its one knob and a seed, and for some of a choice that
+is made for the task. It trains a new model for as many epochs as the task has and returns it in
+Keras 3. What is alike for all: the model and its start, the batch size, the learning rate of each
+step and Adam's other settings. The losses of tf_keras are those of Keras 3, and so is its AdamW.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from typing import Literal
 
 import keras
 from keras import ops
-from settings import SETTINGS
 
 import keras_lp
 from keras_lp.optional import import_tf_keras, import_tfmot
@@ -30,7 +29,8 @@ class Method:
     Attributes:
         label: Name in tables and pictures.
         knob: What its value is: the strength of a decay, or the share of zeros to reach.
-        train: Function of task, value and seed that returns a trained Keras 3 model.
+        train: Function of task, value and seed, and of the choice if there is one, that returns
+            a trained Keras 3 model.
         choice: Name of the attribute of a `Setting` that it depends on besides, if any.
     """
 
@@ -60,15 +60,16 @@ def train_with(make_optimizer, task, value, seed):
     return model
 
 
-def one_shot(task, sparsity, seed):
+def one_shot(task, sparsity, seed, scope):
     """AdamW for half of the epochs, pruning by magnitude, AdamW on what is left for the others.
 
-    The optimizer goes on with its moments, and the data with the batches that come next.
+    The magnitudes are ranked over the scope. The optimizer goes on with its moments, and the data
+    with the batches that come next.
     """
 
     def cut(epoch, logs):
         if epoch + 1 == task.epochs // 2:
-            keras_lp.prune(model, sparsity, scope=SETTINGS[task.name].one_shot_scope)
+            keras_lp.prune(model, sparsity, scope=scope)
             keras_lp.freeze_zeros(model)
 
     model = new_model(task, seed)
@@ -77,16 +78,17 @@ def one_shot(task, sparsity, seed):
     return model
 
 
-def tfmot(task, sparsity, seed):
+def tfmot(task, sparsity, seed, shares):
     """TF-MOT's `prune_low_magnitude` on a `PolynomialDecay` from 0, under AdamW, in tf_keras.
 
-    Its defaults hold: each layer gets the same sparsity, along a cubic curve, in updates 100
-    steps apart (closer where that would be less than ten updates).
+    The shares are those of the steps at which it begins and ends. Its defaults hold: each layer
+    gets the same sparsity, along a cubic curve, in updates 100 steps apart (closer where that
+    would be less than ten updates).
     """
     tf_keras, api = import_tf_keras(), import_tfmot().sparsity.keras
     tf_keras.backend.clear_session()
     legacy = keras_lp.tfmot.to_tf_keras(new_model(task, seed))
-    begin, end = (int(share * task.steps) for share in SETTINGS[task.name].tfmot_steps)
+    begin, end = (int(share * task.steps) for share in shares)
     frequency = max(1, min(100, (end - begin) // 10))
     end -= (end - begin) % frequency  # The last update is the one that reaches the target.
     schedule = api.PolynomialDecay(0.0, sparsity, begin, end, frequency=frequency)
@@ -152,10 +154,11 @@ class Penalty(keras.regularizers.Regularizer):
         return keras_lp.penalty(smooth, self.strength, self.p)
 
 
-def coupled(p, task, strength, seed):
+def coupled(p, task, strength, seed, cut):
     """Adam on the loss plus `keras_lp.penalty` of the decayed variables, then a cut.
 
-    Nothing becomes exactly zero by the penalty: Adam's steps carry a weight past 0 and back.
+    Nothing becomes exactly zero by the penalty: Adam's steps carry a weight past 0 and back. The
+    cut is in learning rates of the first step.
     """
     model = new_model(task, seed)
     decayed = list(filter(is_decayed_by_default, model.trainable_variables))
@@ -165,7 +168,7 @@ def coupled(p, task, strength, seed):
     fit(task, model)
     for variable in decayed:  # It is no part of the loss that is measured.
         variable.regularizer = None
-    keras_lp.prune(model, threshold=SETTINGS[task.name].cut * task.learning_rate)
+    keras_lp.prune(model, threshold=cut * task.learning_rate)
     return model
 
 

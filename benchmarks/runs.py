@@ -21,6 +21,8 @@ import numpy as np
 def new_file(text):
     """A type of the command line: a file in a folder that is there."""
     path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must name a file, not a folder, received {text}")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(
             f"must lie in a folder that exists; make {path.parent} first, received {text}"
@@ -39,20 +41,30 @@ def read(path, kind):
     """The runs of a dataclass `kind` that a file holds; none if there is no file.
 
     Raises:
-        ValueError: If the file has other columns.
+        ValueError: If the file has other columns, or a line that is cut off.
     """
     if not path.exists():
         return []
     names = [field.name for field in fields(kind)]
     with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != names:
-            raise ValueError(
-                f"Argument `path` must be a file with the columns {', '.join(names)}; name another "
-                f"file, which need not exist. Received: path={str(path)!r} with the columns "
-                f"{', '.join(reader.fieldnames or ['(none)'])}"
-            )
-        return [kind(*(field.type(row[field.name]) for field in fields(kind))) for row in reader]
+        lines = file.readlines()
+    header, *rows = csv.reader(lines) if lines else [[]]
+    if header != names:
+        raise ValueError(
+            f"Argument `path` must be a file with the columns {', '.join(names)}; name another "
+            f"file, which need not exist. Received: path={str(path)!r} with the columns "
+            f"{', '.join(header) or '(none)'}"
+        )
+    short = [number for number, row in enumerate(rows, 2) if len(row) != len(names)]
+    if short or not lines[-1].endswith("\n"):
+        raise ValueError(
+            f"Argument `path` must be a file of whole lines; delete the one that is cut off. "
+            f"Received: path={str(path)!r} with line {(short or [len(lines)])[0]} cut off"
+        )
+    return [
+        kind(*(field.type(cell) for field, cell in zip(fields(kind), row, strict=True)))
+        for row in rows
+    ]
 
 
 def append(path, run):

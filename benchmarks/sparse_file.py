@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
+from runs import whole
 
 import keras_lp
 
@@ -90,7 +91,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sparsity", type=float, default=0.95)
-    parser.add_argument("--repeats", type=int, default=300)
+    parser.add_argument("--repeats", type=whole, default=300)
     arguments = parser.parse_args()
     print(
         "| model | weights | dense bytes | sparse bytes | load dense, ms | load sparse, ms "

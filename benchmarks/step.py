@@ -8,8 +8,8 @@ turn with its peer, in a process for the two; a ratio is the median over the tur
 stand the seconds that the first step takes, which compiles; the memory that a process needs for the
 steps; and the floor: reading and writing the weights and Adam's state once, at the bandwidth of a
 copy in the same process. With ResNet-18 comes a whole training step of it. Every row is written to
-a CSV file when it is there, and what the file has already is not measured again. Prints tables in
-Markdown, which stand in RESULTS.md.
+a CSV file when it is there, and what the file has already, of as many turns and with memory if that
+is asked for, is not measured again. Prints tables in Markdown, which stand in RESULTS.md.
 
     python benchmarks/step.py
     KERAS_BACKEND=jax python benchmarks/step.py --weights resnet18 transformer
@@ -79,6 +79,7 @@ class Row:
         commit: Commit of the benchmarks that it was measured with.
         memory: Megabytes that a process needs for the steps, or nan.
         memory_ratio: The same by that of the peer, or nan.
+        turns: How many there were; nan for 20 to 200, in rows that were written without.
     """
 
     backend: str
@@ -95,15 +96,21 @@ class Row:
     commit: str
     memory: float = float("nan")
     memory_ratio: float = float("nan")
+    turns: float = float("nan")
 
     @property
     def key(self):
         """What was measured."""
         return self.backend, self.weights, self.method
 
+    def has(self, turns, memory):
+        """Whether it says as much as one that is measured with so many turns."""
+        is_short = self.turns < min(turns, ENOUGH)
+        return not (is_short or (memory and self.method != WHOLE and np.isnan(self.memory)))
 
-def make(method, weights, xla):
-    """Steps of a method on new weights."""
+
+def make(method, weights, xla, one_a_call=False):
+    """Steps of a method on new weights, where told one in a call on accelerators too."""
     keras.utils.set_random_seed(0)
     model = WEIGHTS[weights]()
     if method in TFMOT:
@@ -113,7 +120,7 @@ def make(method, weights, xla):
     if method == CALLBACK:
         callback, optimizer = keras_lp.LpDecayCallback(), keras.optimizers.Adam()
         return stepping.steps_with_callback(callback, optimizer, model, xla)
-    return stepping.steps_of_optimizer(optimizer_of(method), model, xla)
+    return stepping.steps_of_optimizer(optimizer_of(method), model, xla, one_a_call)
 
 
 def optimizer_of(method):
@@ -156,10 +163,17 @@ def peer_of(method):
 
 def measure(method, weights, xla, turns):
     """One row, without memory."""
+    warm_up(xla)
     once = stepping.passes_over(stepping.STATE * stepping.weights_in(WEIGHTS[weights]()))
-    kinds = [once, make(method, weights, xla), make(peer_of(method), weights, xla)]
-    first, seconds = in_turn(kinds, turns)
+    # A callback is called after each step.
+    peer = make(peer_of(method), weights, xla, one_a_call=method == CALLBACK)
+    first, seconds = in_turn([once, make(method, weights, xla), peer], turns)
     return row_of((backend_of(xla), weights, method), first[1:], seconds[:, 1:], seconds[:, 0])
+
+
+def warm_up(xla):
+    """Makes the steps of a small model, as the first to compile also starts the compiler."""
+    make(PEER, "perceptron", xla).run()
 
 
 def row_of(key, first, seconds, floor=float("nan")):
@@ -182,6 +196,7 @@ def row_of(key, first, seconds, floor=float("nan")):
         first=first[0],
         first_ratio=first[0] / first[1],
         commit=commit(),
+        turns=len(seconds),
     )
 
 
@@ -253,6 +268,7 @@ def cells(weights, methods):
 
 def whole_step(turns):
     """A row of whole training steps of ResNet-18, batch 32, with LpAdamW and with AdamW."""
+    warm_up(xla=True)
     optimizers = keras_lp.LpAdamW(p=0.8), keras.optimizers.AdamW()
     kinds = [stepping.training_steps(one, models.resnet18()) for one in optimizers]
     return row_of((backend_of(True), "resnet18", WHOLE), *in_turn(kinds, turns))
@@ -279,6 +295,7 @@ def show(row):
         f"{row.bandwidth:.2f}" if has_floor else "",
         f"{row.first:.1f} s, {row.first_ratio:.2f}",
         f"{row.memory:,.0f} MB, {row.memory_ratio:.3f}" if has_memory else "",
+        row.commit,
     )
     return f"| {' | '.join(cells)} |"
 
@@ -346,6 +363,16 @@ def main():
     ending = "_quick" if is_quick else ""
     output = arguments.output or Path(f"step_{keras.backend.backend()}{ending}.csv")
 
+    if keras.backend.backend() not in ("tensorflow", "jax"):
+        parser.error(
+            "KERAS_BACKEND must be tensorflow or jax, whose steps are compiled as a whole, "
+            f"received {keras.backend.backend()}"
+        )
+    asked = [*cells(weights, methods)]
+    if not asked:
+        parser.error(f"argument --methods: TF-MOT needs TensorFlow, received {', '.join(methods)}")
+    if "resnet18" in weights and not (arguments.no_whole_step or is_quick):
+        asked.append(("resnet18", WHOLE, True))
     try:
         there = {row.key: row for row in read(output, Row)}
     except ValueError as error:
@@ -353,18 +380,17 @@ def main():
     print(circumstances() + "\n")
     print(
         "| backend | weights | method | ms a step | ratio to the peer | times the floor "
-        "| of the copy bandwidth | first step, ratio | memory, ratio |\n" + "| --- " * 9 + "|"
+        "| of the copy bandwidth | first step, ratio | memory, ratio | commit |\n"
+        + "| --- " * 10
+        + "|"
     )
     has_clear_refs = Path("/proc/self/clear_refs").exists()
     has_memory = has_clear_refs and not (arguments.no_memory or is_quick)
 
-    asked = [*cells(weights, methods)]
-    if "resnet18" in weights and not (arguments.no_whole_step or is_quick):
-        asked.append(("resnet18", WHOLE, True))
     shown = []
     for name, method, xla in asked:
         row = there.get((backend_of(xla), name, method))
-        if row is None:
+        if row is None or not row.has(turns, has_memory):
             row = row_for(name, method, xla, turns, has_memory)
             append(output, row)
         shown.append(row)

@@ -59,14 +59,14 @@ def bytes_of(*arrays):
     )
 
 
-def steps_of_optimizer(optimizer, model, xla=True):
-    """Steps of a Keras optimizer."""
+def steps_of_optimizer(optimizer, model, xla=True, one_a_call=False):
+    """Steps of a Keras optimizer, where told one in a call on accelerators too."""
     variables = model.trainable_variables
     gradients = gradients_of(variables)
     optimizer.build(variables)
     held = bytes_of(model.variables, optimizer.variables, gradients)
     if keras.backend.backend() == "jax":
-        count = _steps_in_a_call()
+        count = 1 if one_a_call else _steps_in_a_call()
         step, _, _ = _steps_in_jax(optimizer, variables, gradients, count)
         return Steps(step, count, held)
     return Steps(_steps_in_tensorflow(optimizer, variables, gradients, xla), held=held)

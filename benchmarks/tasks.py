@@ -36,6 +36,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 CONTEXT = 64
+CIFAR10, SHAKESPEARE = "cifar10_jpeg.npz.xz", "tinyshakespeare.txt"
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
@@ -54,6 +55,7 @@ class Task:
         unit: What the metric is printed in.
         make_model: Function that returns a new model, built and not compiled.
         data: Arrays `x_train`, `y_train`, `x_val`, `y_val`; the labels are integers.
+        source: Where the data comes from; JPEG images are not quite those that Keras loads.
         epochs: Number of validations and of entries in the logs.
         batch_size: Examples in a step.
         learning_rate: Float, at the first step.
@@ -68,6 +70,7 @@ class Task:
     unit: Literal["percent", "nats"]
     make_model: Callable[[], keras.Model]
     data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    source: str
     epochs: int
     batch_size: int
     learning_rate: float
@@ -167,6 +170,7 @@ def digits(data_dir):
         unit="percent",
         make_model=digits_cnn,
         data=(x_train, y_train, x_val, y_val),
+        source="scikit-learn",
         epochs=60,
         batch_size=32,
         learning_rate=1e-3,
@@ -203,6 +207,7 @@ def cifar10(data_dir, train=10_000, val=2_000):
         unit="percent",
         make_model=cifar10_cnn,
         data=(x_train, y_train, x_val, y_val),
+        source="keras.datasets" if data_dir is None else CIFAR10,
         epochs=10,
         batch_size=64,
         learning_rate=1e-3,
@@ -218,7 +223,7 @@ def read_cifar10(train, val):
 
 def read_cifar10_jpeg(data_dir, train, val):
     """The same from a file of JPEG images."""
-    with lzma.open(find(data_dir, "cifar10_jpeg.npz.xz")) as file:
+    with lzma.open(find(data_dir, CIFAR10)) as file:
         archive = np.load(io.BytesIO(file.read()))
     data = []
     for part, count in (("train", train), ("test", val)):
@@ -259,9 +264,9 @@ def cifar10_cnn():
 def shakespeare(data_dir, depth=4, width=96):
     """Tiny Shakespeare and a character-level GPT; the last tenth of the text is held out."""
     if data_dir is None:
-        path = Path(keras.utils.get_file("tinyshakespeare.txt", SHAKESPEARE_URL))
+        path = Path(keras.utils.get_file(SHAKESPEARE, SHAKESPEARE_URL))
     else:
-        path = find(data_dir, "tinyshakespeare.txt")
+        path = find(data_dir, SHAKESPEARE)
     characters, text = np.unique(np.frombuffer(path.read_bytes(), "uint8"), return_inverse=True)
     text, held_out = np.split(text.astype("int32"), [len(text) * 9 // 10])
     starts = np.random.default_rng(0).integers(len(text) - CONTEXT, size=24_000)
@@ -273,6 +278,7 @@ def shakespeare(data_dir, depth=4, width=96):
         unit="nats",
         make_model=partial(gpt, len(characters), depth, width),
         data=(*windows(text, starts), *windows(held_out, val_starts)),
+        source=SHAKESPEARE,
         epochs=10,
         batch_size=24,
         learning_rate=1e-3,

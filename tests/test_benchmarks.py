@@ -2,8 +2,9 @@ import csv
 import importlib
 import itertools
 import math
+import re
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 
 import keras
 import numpy as np
@@ -128,7 +129,7 @@ def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
         written = list(csv.DictReader(file))
     assert [row["method"] for row in written] == [row[2] for row in rows]
     for row in written:
-        assert float(row["low"]) <= float(row["ratio"]) <= float(row["high"])
+        assert float(row["turns"]) == 2
         assert 0.5 < float(row["memory_ratio"]) < 3
         # Weights, two moments and gradients of 4,810 weights, at least.
         assert float(row["memory"]) > 4 * 4 * 4810 / 2**20
@@ -140,8 +141,47 @@ def test_quick_benchmark_of_steps_has_few_rows_and_no_memory(tmp_path):
     options = ["--quick", "--weights", "perceptron", "--turns", 2, "--output", "quick.csv"]
     printed = run(BENCHMARKS / "step.py", *options, cwd=tmp_path)
     assert printed.count("| perceptron |") == 8
-    with (tmp_path / "quick.csv").open(newline="") as file:
-        assert {row["memory"] for row in csv.DictReader(file)} == {"nan"}
+    written = (tmp_path / "quick.csv").read_text()
+    assert {row["memory"] for row in csv.DictReader(written.splitlines())} == {"nan"}
+    run(BENCHMARKS / "step.py", *options, cwd=tmp_path)
+    assert (tmp_path / "quick.csv").read_text() == written
+
+
+@on_tensorflow_and_jax
+def test_row_of_steps_holds_ratios_of_the_method_to_its_peer_and_to_the_floor(load):
+    own, peer = np.array([2.0, 3.0, 4.0, 9.0, 6.0]), np.array([1.0, 2.0, 4.0, 3.0, 4.0])
+    floor = np.array([1.0, 2.0, 3.0, 2.0, 2.0])
+    seconds = np.stack([own, peer], axis=1)
+    row = load("step").row_of(("jax", "some", "method"), [3.0, 2.0], seconds, floor)
+    assert row.key == ("jax", "some", "method")
+    assert row.milliseconds == 4000
+    # The ratios are 2, 1.5, 1, 3 and 1.5.
+    assert (row.low, row.ratio, row.high) == (1.5, 1.5, 2.0)
+    # Weights, moments and gradients are read, and the first three written: seven for six.
+    assert (row.floor, row.bandwidth) == (2.0, pytest.approx(7 / 6 / 2))
+    assert (row.first, row.first_ratio, row.turns) == (3.0, 1.5, 5)
+
+
+@on_tensorflow_and_jax
+def test_row_of_few_turns_or_without_memory_is_measured_again_where_more_is_asked_for(load):
+    row_of = load("step").row_of
+    few, enough = (row_of(("", "", ""), [1, 1], np.ones((turns, 2))) for turns in (3, 20))
+    assert [few.has(turns, memory=False) for turns in (2, 3, 4, 200)] == [True, True, False, False]
+    assert [enough.has(turns, memory=False) for turns in (20, 200)] == [True, True]
+    assert not enough.has(20, memory=True)
+    assert replace(enough, memory=1.0).has(20, memory=True)
+
+
+@pytest.mark.backend("torch")
+def test_benchmark_of_steps_refuses_a_backend_without_compiled_steps(load, refusal):
+    message = "KERAS_BACKEND must be tensorflow or jax, whose steps are compiled as a whole"
+    assert message in refusal("step.py", [], load("step").main)
+
+
+@pytest.mark.backend("jax")
+def test_benchmark_of_steps_refuses_tfmot_where_there_is_no_tensorflow(load, refusal):
+    arguments = ["--methods", "TF-MOT, masks kept"]
+    assert "TF-MOT needs TensorFlow" in refusal("step.py", arguments, load("step").main)
 
 
 @on_tensorflow
@@ -196,13 +236,16 @@ def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_noth
         (["--seeds", "0"], "argument --seeds: must be a whole number over 0, received 0"),
         (["--share", "2"], "Argument `share` must be over 0 and at most 1"),
         (["--output", "none/runs.csv"], "argument --output: must lie in a folder that exists"),
+        (["--output", "folder"], "argument --output: must name a file, not a folder"),
         (["--output", "other.csv"], "must be a file with the columns task, method"),
+        (["--trials"], "argument --trials: not allowed with argument --quick"),
         (["--tasks", "cifar10", "--data-dir", "."], "must be a folder that holds cifar10_jpeg"),
     ],
 )
 def test_benchmark_of_the_frontier_refuses_what_it_cannot_use(
     load, refusal, tmp_path, arguments, message
 ):
+    (tmp_path / "folder").mkdir()
     (tmp_path / "other.csv").write_text("task,loss\n")
     start = load("frontier").main
     assert message in refusal("frontier.py", ["--quick", *arguments], start)
@@ -255,36 +298,87 @@ def test_learning_rate_of_a_task_is_constant_or_a_cosine_in_both_libraries(load)
 
 
 @on_tensorflow
-def test_coupled_penalty_alone_is_cut_and_at_a_magnitude_of_the_task(load):
+def test_coupled_penalty_alone_is_cut_and_at_a_multiple_of_the_learning_rate(load):
     task = replace(load("tasks").load("digits", share=0.1), epochs=1)
 
-    def magnitudes(method, name):
-        model = load("methods").METHODS[method].train(replace(task, name=name), 1e-5, 0)
+    def magnitudes(method, *choice):
+        model = load("methods").METHODS[method].train(task, 1e-5, 0, *choice)
         return np.concatenate([abs(w).ravel() for w in model.get_weights() if w.ndim > 1])
 
-    cuts = {"digits": 5e-3, "cifar10": 1e-3}
-    for name, cut in cuts.items():
-        weights = magnitudes("coupled_lp", name)
-        assert cut < weights[weights > 0].min() < 1.1 * cut
+    for cut in (5, 1):
+        weights = magnitudes("coupled_lp", cut)
+        assert 1e-3 * cut < weights[weights > 0].min() < 1.1e-3 * cut
         assert 0 < np.mean(weights == 0) < 0.5
-    weights = magnitudes("proximal_l1", "digits")
+    weights = magnitudes("proximal_l1")
     assert 0 < weights[weights > 0].min() < 1e-4
 
 
 @on_tensorflow
 def test_runs_of_another_setting_are_other_runs(load):
     frontier, task = load("frontier"), load("tasks").load("digits", share=0.1)
-    settings = frontier.describe(task)
+    grids = {method: [0.5] for method in frontier.METHODS}
+
+    def settings_of(task):
+        asked = frontier.keys_of(task, list(frontier.cells_of_grids(task, grids)), seeds=1)
+        return {method: setting for _, method, _, _, setting in asked}
+
+    settings = settings_of(task)
     assert settings["adamw"] == settings["lp_adamw_1"] == settings["proximal_l1"]
     assert settings["adamw"].startswith(
-        "weights 151306, examples 126, validation 54, batch_size 32"
+        "data scikit-learn, weights 151306, examples 126, validation 54, batch_size 32"
     )
     assert settings["one_shot"] == settings["adamw"] + ", one_shot_scope global"
     assert settings["tfmot"] == settings["adamw"] + ", tfmot_steps (0.0, 0.8)"
     assert settings["coupled_lp"] == settings["adamw"] + ", cut 5"
-    for other in ({"epochs": 7}, {"batch_size": 8}, {"learning_rate": 0.1}, {"last_share": 0.1}):
-        changed = frontier.describe(replace(task, **other))
+    for other in (
+        {"epochs": 7},
+        {"batch_size": 8},
+        {"learning_rate": 0.1},
+        {"last_share": 0.1},
+        {"source": "elsewhere"},
+    ):
+        changed = settings_of(replace(task, **other))
         assert all(changed[method] != setting for method, setting in settings.items())
+
+
+@on_tensorflow
+def test_each_choice_is_among_its_trials(load):
+    for setting in load("settings").SETTINGS.values():
+        for (method, _), tried in setting.trials.items():
+            choice = load("methods").METHODS[method].choice
+            assert getattr(setting, choice) in tried
+
+
+@on_tensorflow
+@pytest.mark.slow
+def test_trials_of_the_frontier_show_what_each_choice_gives(tmp_path):
+    arguments = ["--trials", "--tasks", "digits", "--share", 0.1, "--seeds", 1]
+    arguments += ["--methods", "one_shot", "lp_adamw_1"]
+    printed = run(BENCHMARKS / "frontier.py", *arguments, cwd=tmp_path)
+    rows = re.findall(
+        r"^\| one-shot and fine-tuning \| 99% \| one_shot_scope (\w+) ", printed, re.M
+    )
+    assert rows == ["global", "layer"]
+    with (tmp_path / "frontier_trials.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert [row["setting"].split()[-1] for row in runs] == rows
+    assert len({row["metric"] for row in runs}) == 2
+
+
+@on_tensorflow_and_jax
+def test_file_of_runs_that_was_cut_off_is_an_error_that_names_the_line(load, tmp_path):
+    runs, path = load("runs"), tmp_path / "runs.csv"
+    kind = make_dataclass("Named", [("name", str), ("number", float)])
+    made = [kind("a, b", 1.5), kind("c", math.inf)]
+    for one in made:
+        runs.append(path, one)
+    assert runs.read(path, kind) == made
+    whole = path.read_text()
+    assert whole.endswith("1.5\nc,inf\n")
+    for cut, line in ((1, 3), (3, 3), (5, 3), (7, 2), (11, 2)):
+        path.write_text(whole[:-cut])
+        with pytest.raises(ValueError, match=rf"delete the one.*with line {line} cut off"):
+            runs.read(path, kind)
 
 
 @pytest.fixture
@@ -323,35 +417,55 @@ def test_spread_of_runs_is_half_of_their_range(load, groups):
     assert load("runs").half_range(groups[1], "metric") == 0
 
 
-class Seen(keras.layers.Layer):
-    """Counts the examples that go through it; their first feature is their number."""
+def counting_model(library):
+    """A model of Keras or tf_keras whose first layer counts examples by their first feature."""
 
-    def build(self, shape):
-        self.counts = self.add_weight(shape=(64,), trainable=False, initializer="zeros")
+    class Seen(library.layers.Layer):
+        def build(self, shape):
+            self.counts = self.add_weight(shape=(64,), trainable=False, initializer="zeros")
 
-    def call(self, x):
-        numbers = keras.ops.cast(x[:, 0], "int32")
-        self.counts.assign_add(keras.ops.sum(keras.ops.one_hot(numbers, 64), axis=0))
-        return x
+        def call(self, x):
+            numbers = keras.ops.cast(x[:, 0], "int32")
+            self.counts.assign_add(keras.ops.sum(keras.ops.one_hot(numbers, 64), axis=0))
+            return x
+
+    return library.Sequential([library.Input((2,)), Seen(), library.layers.Dense(2)])
 
 
-@on_tensorflow
-@pytest.mark.parametrize(("method", "value"), [("lp_adamw_0.8", 0.1), ("one_shot", 0.5)])
-def test_methods_of_the_frontier_see_each_example_once_in_a_pass(load, method, value):
+@pytest.fixture
+def counting_task(load):
+    """A task of 64 examples in one pass over four epochs."""
     x = np.arange(64.0).reshape(-1, 1) * [[1, 0.01]]
-    task = replace(
+    return replace(
         load("tasks").load("digits", share=0.1),
-        make_model=lambda: keras.Sequential([keras.Input((2,)), Seen(), keras.layers.Dense(2)]),
+        make_model=lambda: counting_model(keras),
         data=(x, np.arange(64) % 2, x, np.arange(64) % 2),
         epochs=4,
         batch_size=4,
         epochs_per_pass=4,
         last_share=0.01,
     )
-    model = load("methods").METHODS[method].train(task, value, 0)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("arguments", [("lp_adamw_0.8", 0.1), ("one_shot", 0.5, "global")])
+def test_methods_of_the_frontier_see_each_example_once_in_a_pass(load, counting_task, arguments):
+    task, (method, value, *choice) = counting_task, arguments
+    model = load("methods").METHODS[method].train(task, value, 0, *choice)
     np.testing.assert_array_equal(model.layers[0].counts, 1)
     assert model.optimizer.iterations == task.steps == 16
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-5, rel=0.01)
+
+
+@on_tensorflow
+def test_training_under_tf_keras_sees_each_example_once_in_a_pass(load, counting_task):
+    import tf_keras
+
+    model = counting_model(tf_keras)
+    model.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    load("methods").fit(counting_task, model)
+    np.testing.assert_array_equal(model.layers[0].counts, 1)
+    assert model.optimizer.iterations == counting_task.steps
 
 
 @on_tensorflow

@@ -1,8 +1,8 @@
-"""Runs an example and kills its process as soon as the second epoch begins.
+"""Runs an example and kills its process as soon as the second epoch begins or the last has ended.
 
-    python killed_example.py SCRIPT [ARGUMENT ...]
+    python killed_example.py second|last SCRIPT [ARGUMENT ...]
 
-By then `BackupAndRestore` has saved the first epoch.
+By then `BackupAndRestore` has saved the epochs before.
 """
 
 import os
@@ -17,11 +17,14 @@ class Kill(keras.callbacks.BackupAndRestore):
     """Saves as ever, until it kills."""
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
+        if epoch == 1 and WHEN == "second":
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_end(self, logs=None):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
     keras.callbacks.BackupAndRestore = Kill
-    sys.argv = sys.argv[1:]
+    WHEN, *sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
