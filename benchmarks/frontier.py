@@ -19,11 +19,9 @@ import functools
 import itertools
 import multiprocessing
 import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 # TF-MOT needs TensorFlow.
@@ -40,6 +38,7 @@ from runs import (
     append,
     at_sparsity,
     by_value,
+    circumstances,
     commit,
     half_range,
     hardware,
@@ -315,14 +314,6 @@ def log_errors(accuracy):
     return np.log(np.maximum(100 - accuracy, 0.01))
 
 
-def environment():
-    """Hardware, versions and date, which a table in RESULTS.md has to say."""
-    packages = ("keras", "tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    python = platform.python_version()
-    return f"{hardware()}, Python {python}, {versions}, {time.strftime('%Y-%m-%d')}"
-
-
 def main():
     """Runs what is not there yet, prints the tables and draws the pictures."""
     parser = argparse.ArgumentParser(
@@ -367,7 +358,8 @@ def main():
         loaded = [load(name, arguments.data_dir, share) for name in names]
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    print(environment(), flush=True)
+    packages = ("keras", "tf_keras", "tensorflow-model-optimization", "numpy")
+    print(circumstances(f"{hardware()}, tensorflow {tf.__version__}", *packages), flush=True)
     for task in loaded:
         grids = {method: grid(task.name, method) for method in arguments.methods}
         if arguments.quick:

@@ -7,12 +7,14 @@ circumstances of a benchmark, and types for its command line.
 
 import argparse
 import csv
+import datetime
 import functools
 import math
 import os
 import platform
 import subprocess
 from dataclasses import astuple, fields
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,14 @@ def hardware():
     lines = information.read_text().splitlines() if information.exists() else []
     names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return f"{os.cpu_count()} cores of {next(names, platform.processor() or 'unknown make')}"
+
+
+def circumstances(device, *packages):
+    """The device, Python and packages with their versions, commit and date, in one line."""
+    versions = [f"{name} {metadata.version(name)}" for name in packages]
+    python = f"Python {platform.python_version()}"
+    date = datetime.date.today().isoformat()
+    return ", ".join([device, python, *versions, f"commit {commit()}", date])
 
 
 def mean(runs, name):

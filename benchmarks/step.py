@@ -18,13 +18,11 @@ is asked for, is not measured again. Prints tables in Markdown, which stand in R
 
 import argparse
 import ctypes
-import datetime
 import functools
 import gc
 import itertools
 import multiprocessing
 import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,7 +35,7 @@ import keras
 import models
 import numpy as np
 import stepping
-from runs import append, commit, hardware, new_file, read, whole
+from runs import append, circumstances, commit, hardware, new_file, read, whole
 
 import keras_lp
 
@@ -323,17 +321,6 @@ def accelerator():
     return None if device.platform == "cpu" else device.device_kind
 
 
-def circumstances():
-    """Where and when, in one line."""
-    backend = keras.backend.backend()
-    library_version = __import__(backend).__version__
-    return (
-        f"{accelerator() or hardware()}; {backend} "
-        f"{library_version}, Keras {keras.__version__}, Python {platform.python_version()}, "
-        f"commit {commit()}, {datetime.date.today()}"
-    )
-
-
 def main():
     """Measures, prints tables, and writes the rows to a file."""
     parser = argparse.ArgumentParser(
@@ -377,7 +364,9 @@ def main():
         there = {row.key: row for row in read(output, Row)}
     except ValueError as error:
         parser.error(str(error))
-    print(circumstances() + "\n")
+    backend = keras.backend.backend()
+    library = f"{backend} {__import__(backend).__version__}"
+    print(circumstances(f"{accelerator() or hardware()}, {library}", "keras") + "\n")
     print(
         "| backend | weights | method | ms a step | ratio to the peer | times the floor "
         "| of the copy bandwidth | first step, ratio | memory, ratio | commit |\n"

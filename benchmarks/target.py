@@ -10,16 +10,16 @@ stand in RESULTS.md.
 """
 
 import argparse
+import itertools
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import tasks
-from runs import append, at_sparsity, by_value, mean, read, show
+from runs import append, at_sparsity, by_value, mean, new_file, read, show, whole
 
 import keras_lp
 
@@ -36,6 +36,7 @@ class Run:
         method: "target", "weight_decay" or "adamw".
         value: The target, or the strength.
         seed: Seed of the start and of the order of the batches.
+        share: Share of the data that it was trained on.
         metric: Validation metric of the last epoch.
         sparsity: Share of zeros at the end.
         before: Share of zeros before the closing by magnitude; that at the end where there
@@ -47,6 +48,7 @@ class Run:
     method: str
     value: float
     seed: int
+    share: float
     metric: float
     sparsity: float
     before: float
@@ -55,7 +57,7 @@ class Run:
     @property
     def key(self):
         """What the run was asked to be."""
-        return self.task, self.method, self.value, self.seed
+        return self.task, self.method, self.value, self.seed, self.share
 
 
 class CountAt(keras.callbacks.Callback):
@@ -74,8 +76,8 @@ class CountAt(keras.callbacks.Callback):
             self.sparsity = keras_lp.sparsity_report(self.model).sparsity
 
 
-def train(task, method, value, seed):
-    """Trains once."""
+def train(task, method, value, seed, share):
+    """Trains once on a task that has this share of its data."""
     keras.utils.set_random_seed(seed)
     model = task.make_model()
     callbacks = []
@@ -93,13 +95,13 @@ def train(task, method, value, seed):
     seconds = time.perf_counter() - start
     sparsity = keras_lp.sparsity_report(model).sparsity
     before = callbacks[0].sparsity if callbacks else sparsity
-    return Run(task.name, method, value, seed, logs[task.metric][-1], sparsity, before, seconds)
+    metric = logs[task.metric][-1]
+    return Run(task.name, method, value, seed, share, metric, sparsity, before, seconds)
 
 
-def print_tables(task, runs, values):
+def print_tables(task, runs):
     """What came out of one task: the strengths set by hand, then the targets against them."""
-    runs = [run for run in runs if run.task == task.name]
-    grid = {v: group for v, group in by_value(runs, "weight_decay").items() if v in values}
+    grid = by_value(runs, "weight_decay")
     grid = {v: group for v, group in grid.items() if mean(group, "sparsity") < 1}
     print(f"\n{task.name}: {task.metric}, seeds: {len({run.seed for run in runs})}\n")
     print("| optimizer | `weight_decay` | zeros | result |\n| --- | --- | --- | --- |")
@@ -140,25 +142,36 @@ def main():
     )
     parser.add_argument("--tasks", nargs="+", choices=tasks.TASKS, default=list(tasks.TASKS))
     parser.add_argument("--data-dir", help="folder with the data; without one, Keras fetches it")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings to average over")
+    parser.add_argument("--seeds", type=whole, default=3, help="trainings to average over")
     parser.add_argument("--targets", type=float, nargs="+", default=TARGETS)
     parser.add_argument("--grid", type=float, nargs="+", default=GRID, help="strengths by hand")
     parser.add_argument("--share", type=float, default=1.0, help="of the data, for a quick look")
-    parser.add_argument("--output", type=Path, default="target.csv", help="file of all runs")
+    parser.add_argument("--output", type=new_file, default="target.csv", help="file of all runs")
     arguments = parser.parse_args()
 
-    runs = read(arguments.output, Run)
-    for name in arguments.tasks:
-        task = tasks.load(name, arguments.data_dir, arguments.share)
-        for seed in range(arguments.seeds):
-            wanted = [("adamw", 0.004), *(("weight_decay", v) for v in arguments.grid)]
-            wanted += [("target", target) for target in arguments.targets]
-            for method, value in wanted:
-                if (name, method, value, seed) not in {run.key for run in runs}:
-                    runs.append(train(task, method, value, seed))
-                    append(arguments.output, runs[-1])
-                    print(runs[-1], flush=True)
-        print_tables(task, runs, arguments.grid)
+    share = arguments.share
+    try:
+        runs = read(arguments.output, Run)
+        loaded = [tasks.load(name, arguments.data_dir, share) for name in arguments.tasks]
+        for target in arguments.targets:
+            keras_lp.SparsityTarget(target)
+        for strength in arguments.grid:
+            keras_lp.LpAdamW(weight_decay=strength)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    cells = [("adamw", 0.004), *(("weight_decay", strength) for strength in arguments.grid)]
+    cells += [("target", target) for target in arguments.targets]
+    for task in loaded:
+        asked = [
+            (task.name, method, value, seed, share)
+            for seed, (method, value) in itertools.product(range(arguments.seeds), cells)
+        ]
+        there = {run.key for run in runs}
+        for key in [key for key in asked if key not in there]:
+            runs.append(train(task, *key[1:]))
+            append(arguments.output, runs[-1])
+            print(runs[-1], flush=True)
+        print_tables(task, [run for run in runs if run.key in asked])
 
 
 if __name__ == "__main__":

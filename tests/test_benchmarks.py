@@ -282,6 +282,42 @@ def test_benchmark_of_the_frontier_trains_the_larger_tasks(data_dir, tmp_path):
 
 
 @on_tensorflow
+@pytest.mark.slow
+def test_benchmark_of_the_target_compares_it_with_strengths_and_runs_no_share_for_another(tmp_path):
+    arguments = ["--tasks", "digits", "--seeds", 1, "--targets", 0.9, "--grid", 0.01, 0.5]
+    for share in (0.1, 0.12):
+        printed = run(BENCHMARKS / "target.py", *arguments, "--share", share, cwd=tmp_path)
+    with (tmp_path / "target.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    asked = [
+        ("adamw", "0.004"),
+        ("weight_decay", "0.01"),
+        ("weight_decay", "0.5"),
+        ("target", "0.9"),
+    ]
+    assert [(row["method"], row["value"], row["share"]) for row in runs] == [
+        (*cell, share) for share in ("0.1", "0.12") for cell in asked
+    ]
+    ours = runs[-1]
+    assert float(ours["sparsity"]) == pytest.approx(0.9, abs=1e-4)
+    shown = f"| 90% | {float(ours['sparsity']):.4%} to {float(ours['sparsity']):.4%} |"
+    (row,) = (line for line in printed.splitlines() if line.startswith(shown))
+    assert f"| {float(ours['metric']):.2%} (±0.00) |" in row
+    assert row.split(" | ")[6] == f"{float(runs[5]['metric']):.2%}"  # No others have less zeros.
+
+
+@on_tensorflow_and_jax
+@pytest.mark.slow
+def test_benchmark_of_the_callbacks_prints_a_ratio_for_each(tmp_path):
+    options = ["--models", "quickstart", "--turns", 1]
+    printed = run(BENCHMARKS / "callbacks.py", *options, cwd=tmp_path)
+    (row,) = re.findall(r"^\| \w+ \| quickstart \| [\d.]+ (\|.*)$", printed, re.MULTILINE)
+    ratios = re.findall(r"\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) ", row)
+    assert len(ratios) == 4
+    assert all(low == ratio == high != "0.000" for ratio, low, high in ratios)
+
+
+@on_tensorflow
 def test_learning_rate_of_a_task_is_constant_or_a_cosine_in_both_libraries(load):
     import tf_keras
 
