@@ -142,16 +142,28 @@ def cells_of_grids(task, grids):
     """AdamW and the points of all grids, with what the setting of the task chooses."""
     yield "adamw", DENSE_VALUE, []
     for method, values in grids.items():
-        name = METHODS[method].choice
-        choice = [] if name is None else [getattr(SETTINGS[task.name], name)]
-        yield from ((method, value, choice) for value in values)
+        yield from ((method, value, chosen(task, method)) for value in values)
+
+
+def chosen(task, method):
+    """What the setting of a task chooses for a method; nothing if there is nothing to choose."""
+    name = METHODS[method].choice
+    return [] if name is None else [getattr(SETTINGS[task.name], name)]
 
 
 def cells_of_trials(task, methods):
-    """The points at which the choices for these methods were tried."""
-    for (method, value), tried in SETTINGS[task.name].trials.items():
-        if method in methods:
-            yield from ((method, value, [choice]) for choice in tried)
+    """The points at which choices are tried: one share of zeros, or the grid of strengths.
+
+    TF-MOT is told no zeros besides: that is the training of AdamW in its way.
+    """
+    setting = SETTINGS[task.name]
+    for method in (name for name in methods if name in setting.trials):
+        is_told = METHODS[method].knob == "sparsity"
+        values = [setting.sparsity] if is_told else grid(task.name, method)
+        for choice, value in itertools.product(setting.trials[method], values):
+            yield method, value, [choice]
+        if method == "tfmot":
+            yield method, 0.0, chosen(task, method)
 
 
 def grid(task, method):
@@ -218,8 +230,7 @@ def print_tables(task, runs, grids):
     print("| --- " * (1 + len(SPARSITIES)) + "|")
     for method, values in grids.items():
         groups = points(runs, method, values).values()
-        found = [at_sparsity(groups, sparsity, TOLERANCE) for sparsity in SPARSITIES]
-        cells = ["-" if value is None else task.show(value) for value in found]
+        cells = cells_at_sparsities(task, groups)
         print(f"| {METHODS[method].label} | {' | '.join(cells)} |")
     print("\n| method | asked for | zeros | result | seconds |\n" + "| --- " * 5 + "|")
     for method, values in grids.items():
@@ -239,15 +250,27 @@ def asked_for(method, value):
 
 
 def print_trials(task, runs):
-    """What came out of the trials of one task."""
+    """What came out of the trials of one task: the points, then choices at equal sparsity."""
     print(f"\n### {task.name}: {task.metric}, seeds: {len({run.seed for run in runs})}\n")
     print("| method | asked for | with | zeros | result | seconds |\n" + "| --- " * 6 + "|")
-    tried = dict.fromkeys((run.method, run.value, run.setting) for run in runs)
-    for method, value, setting in tried:
+    curves = {}
+    for method, value, setting in dict.fromkeys((r.method, r.value, r.setting) for r in runs):
         group = [r for r in runs if (r.method, r.value, r.setting) == (method, value, setting)]
         choice = METHODS[method].choice
-        shown = f"{choice} {setting.split(choice + ' ')[1]}"
-        print_row(task, group, METHODS[method].label, asked_for(method, value), shown)
+        tried = METHODS[method].label, f"{choice} {setting.split(choice + ' ')[1]}"
+        print_row(task, group, tried[0], asked_for(method, value), tried[1])
+        if value > 0:
+            curves.setdefault(tried, []).append(group)
+    print(f"\n| method | with | {' | '.join(f'{s:.0%}' for s in SPARSITIES)} |")
+    print("| --- " * (2 + len(SPARSITIES)) + "|")
+    for tried, groups in curves.items():
+        print(f"| {' | '.join([*tried, *cells_at_sparsities(task, groups)])} |")
+
+
+def cells_at_sparsities(task, groups):
+    """What groups of runs give at each of the sparsities, in words."""
+    found = [at_sparsity(groups, sparsity, TOLERANCE) for sparsity in SPARSITIES]
+    return ["-" if value is None else task.show(value) for value in found]
 
 
 def draw(task, runs, grids, path):
@@ -375,7 +398,8 @@ def main():
             runs.append(run)
             append(output, run)
             print(run, flush=True)
-        shown = [run for run in runs if run.key in asked]
+        made = {run.key: run for run in runs}
+        shown = [made[key] for key in asked]
         if arguments.trials:
             print_trials(task, shown)
             continue

@@ -23,7 +23,8 @@ class Setting:
         tfmot_steps: The shares of the steps after which TF-MOT begins to prune and has pruned all.
         cut: Magnitude up to which the weights that coupled Lp trained are made zero, in learning
             rates of the first step: a weight that the penalty holds at 0 swings around it by some.
-        trials: By method and value of its knob, what was tried for the choice of the method.
+        trials: By method, what was tried for its choice.
+        sparsity: Share of zeros of the trials of methods that are told one.
         loading: Arguments of the loading of the task.
         replaced: Attributes of the task that differ from those it is loaded with.
     """
@@ -32,7 +33,8 @@ class Setting:
     one_shot_scope: Literal["global", "layer"]
     tfmot_steps: tuple[float, float]
     cut: float
-    trials: Mapping[tuple[str, float], Sequence[Any]]
+    trials: Mapping[str, Sequence[Any]]
+    sparsity: float
     loading: Mapping[str, Any] = field(default_factory=dict)
     replaced: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,11 +55,11 @@ SETTINGS = {
         tfmot_steps=(0.0, 0.8),
         cut=5,
         trials={
-            ("one_shot", 0.99): ("global", "layer"),
-            ("tfmot", 0.0): [(0.0, 0.8)],
-            ("tfmot", 0.99): [(0.0, 0.5), (0.0, 0.8), (0.0, 1.0), *LATE],
-            ("coupled_lp", 0.00017): (1, 2, 5, 10),
+            "one_shot": ("global", "layer"),
+            "tfmot": [(0.0, 0.5), (0.0, 0.8), (0.0, 1.0), *LATE],
+            "coupled_lp": (2, 5, 10, 20),
         },
+        sparsity=0.99,
     ),
     "cifar10": Setting(
         strengths={
@@ -71,11 +73,11 @@ SETTINGS = {
         tfmot_steps=(0.0, 0.25),
         cut=1,
         trials={
-            ("one_shot", 0.95): ("global", "layer"),
-            ("tfmot", 0.0): [(0.0, 0.25)],
-            ("tfmot", 0.95): [(0.0, 0.1), (0.0, 0.25), (0.0, 0.5), (0.0, 0.8), *LATE],
-            ("coupled_lp", 0.0036): (0.5, 1, 2, 5),
+            "one_shot": ("global", "layer"),
+            "tfmot": [(0.0, 0.1), (0.0, 0.25), (0.0, 0.5), (0.0, 0.8), *LATE],
+            "coupled_lp": (0.5, 1, 2, 5),
         },
+        sparsity=0.95,
         loading={"train": 35_000, "val": 10_000},
         replaced={
             "make_model": models.small_resnet,
@@ -97,11 +99,11 @@ SETTINGS = {
         tfmot_steps=(0.1, 0.35),
         cut=2,
         trials={
-            ("one_shot", 0.95): ("global", "layer"),
-            ("tfmot", 0.0): [(0.1, 0.35)],
-            ("tfmot", 0.95): [(0.0, 0.25), (0.0, 0.5), (0.0, 0.8), (0.05, 0.4), *LATE],
-            ("coupled_lp", 0.00049): (1, 2, 5),
+            "one_shot": ("global", "layer"),
+            "tfmot": [(0.0, 0.25), (0.0, 0.5), (0.0, 0.8), (0.05, 0.4), *LATE],
+            "coupled_lp": (1, 2, 5, 10),
         },
+        sparsity=0.95,
         loading={"depth": 2, "width": 64},
         replaced={
             "batch_size": 8,

@@ -380,7 +380,7 @@ def test_runs_of_another_setting_are_other_runs(load):
 @on_tensorflow
 def test_each_choice_is_among_its_trials(load):
     for setting in load("settings").SETTINGS.values():
-        for (method, _), tried in setting.trials.items():
+        for method, tried in setting.trials.items():
             choice = load("methods").METHODS[method].choice
             assert getattr(setting, choice) in tried
 
