@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import platform
+import shutil
 import subprocess
 from dataclasses import astuple, fields
 from importlib import metadata
@@ -87,6 +88,8 @@ def commit():
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
+    if shutil.which("git") is None:
+        return "unknown"
     name = git("rev-parse", "--short", "HEAD").stdout.strip()
     is_clean = git("diff", "--quiet", "HEAD", "--", ":/", ":!results").returncode == 0
     return (name or "unknown") + ("" if is_clean else "-dirty")
