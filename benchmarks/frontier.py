@@ -4,7 +4,8 @@ For each task, method, point of the method's grid and seed one training, and one
 have the same model and start, the same number of epochs and the same learning rate at each step:
 constant on the digits, a cosine on the others. `methods.py` says what each of them does,
 `settings.py` how each task is trained. A method has one knob, and a grid of five points: for the
-decays the strength, in equal ratios; for the others the sparsity.
+decays the strength, in equal ratios; for the others the sparsity. `SparsityTarget` is measured
+where `--methods` names it, as lp_target.
 
 Every run is written to a CSV file as it ends, and what is there already in the same setting is not
 run again. Prints tables in Markdown, which stand in RESULTS.md, and draws a picture for each task.
@@ -66,6 +67,7 @@ STYLES = dict(
             {"color": "#0072B2", "marker": "o"},
             {"color": "#D55E00", "marker": "s"},
             {"color": "#009E73", "marker": "^"},
+            {"color": "#D55E00", "marker": "*", "linestyle": "-.", "markersize": 10},
             {"color": "#CC79A7", "marker": "D", "linestyle": "--"},
             {"color": "#000000", "marker": "X", "linestyle": "--"},
             {"color": "#E69F00", "marker": "v", "linestyle": ":"},
@@ -343,7 +345,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", choices=tasks.TASKS, help="all of them by default")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=[method for method in METHODS if method != "lp_target"],
+        help="all but lp_target by default",
+    )
     parser.add_argument("--data-dir", help="folder with the data; without one, Keras fetches it")
     parser.add_argument("--seeds", type=whole, help="trainings to average over, 3 by default")
     parser.add_argument("--share", type=float, help="of the data, for a quick look; 1 by default")

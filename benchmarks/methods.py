@@ -60,6 +60,14 @@ def train_with(make_optimizer, task, value, seed):
     return model
 
 
+def steered(task, sparsity, seed):
+    """LpAdamW with p = 0.8, whose strength `SparsityTarget` steers by its default settings."""
+    model = new_model(task, seed)
+    task.compile(model, keras_lp.LpAdamW(task.schedule()))
+    fit(task, model, [keras_lp.SparsityTarget(sparsity)])
+    return model
+
+
 def one_shot(task, sparsity, seed, scope):
     """AdamW for half of the epochs, pruning by magnitude, AdamW on what is left for the others.
 
@@ -183,6 +191,7 @@ METHODS = {
     "lp_adamw_0.5": lp_adamw(0.5),
     "lp_adamw_0.8": lp_adamw(0.8),
     "lp_adamw_1": lp_adamw(1),
+    "lp_target": Method("LpAdamW, p = 0.8, SparsityTarget", "sparsity", steered),
     "one_shot": Method("one-shot and fine-tuning", "sparsity", one_shot, "one_shot_scope"),
     "tfmot": Method("TF-MOT, polynomial", "sparsity", tfmot, "tfmot_steps"),
     "proximal_l1": Method("proximal L1", "weight_decay", partial(train_with, ProximalAdam)),

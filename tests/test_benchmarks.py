@@ -198,7 +198,7 @@ def test_benchmark_of_sparse_files_prints_its_table(tmp_path):
 @on_tensorflow
 @pytest.mark.slow
 def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_nothing_twice(tmp_path):
-    methods = ["lp_adamw_0.8", "one_shot", "tfmot"]
+    methods = ["lp_adamw_0.8", "one_shot", "tfmot", "lp_target"]
     arguments = ["--quick", "--share", 0.1, "--methods", *methods, "--output", "runs.csv"]
     printed = run(BENCHMARKS / "frontier.py", *arguments, cwd=tmp_path)
     written = (tmp_path / "runs.csv").read_text()
@@ -217,7 +217,7 @@ def test_benchmark_of_the_frontier_writes_runs_tables_and_pictures_and_runs_noth
     for label, at_97 in (("one-shot and fine-tuning", told[0]), ("TF-MOT, polynomial", told[2])):
         (row,) = (line for line in summary if line.startswith(f"| {label} |"))
         assert row.split(" | ")[3] == f"{at_97['metric']:.2%}"
-    assert sum(line.startswith(("| LpAdamW", "| one-shot", "| TF-MOT")) for line in points) == 6
+    assert sum(line.startswith(("| LpAdamW", "| one-shot", "| TF-MOT")) for line in points) == 8
     picture = tmp_path / "runs_digits.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert str(picture.name) in printed
@@ -484,7 +484,9 @@ def counting_task(load):
 
 
 @on_tensorflow
-@pytest.mark.parametrize("arguments", [("lp_adamw_0.8", 0.1), ("one_shot", 0.5, "global")])
+@pytest.mark.parametrize(
+    "arguments", [("lp_adamw_0.8", 0.1), ("lp_target", 0.5), ("one_shot", 0.5, "global")]
+)
 def test_methods_of_the_frontier_see_each_example_once_in_a_pass(load, counting_task, arguments):
     task, (method, value, *choice) = counting_task, arguments
     model = load("methods").METHODS[method].train(task, value, 0, *choice)
