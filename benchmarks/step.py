@@ -1,7 +1,7 @@
 """What the decay costs: optimizer steps with it against steps of `keras.optimizers.AdamW`.
 
 On the weights of ResNet-18 (11 million), MobileNetV2 (3.5 million in small variables) and a
-transformer (109 million), with given gradients: LpAdamW for several p, Adam with
+transformer (109 million), with given gradients: AdamW itself, LpAdamW for several p, Adam with
 `LpDecayCallback`, and under TensorFlow TF-MOT's magnitude pruning against tf_keras's own Adam,
 once at the steps between two choices of the masks and once at those that choose. Each is timed in
 turn with its peer, in a process for the two; a ratio is the median over the turns. Beside them
@@ -51,7 +51,7 @@ LP = {f"LpAdamW, p = {p:g}": p for p in EXPONENTS}
 CALLBACK = "Adam and LpDecayCallback"
 # Steps between two choices of the masks: TF-MOT's default, and at each step.
 TFMOT = {"TF-MOT, masks kept": 100, "TF-MOT, masks chosen": 1}
-METHODS = (*LP, CALLBACK, *TFMOT)
+METHODS = (PEER, *LP, CALLBACK, *TFMOT)  # Beside itself the peer shows how exact a ratio is.
 QUICK_METHODS = ("LpAdamW, p = 0.8", "LpAdamW, p = 1", CALLBACK, "TF-MOT, masks kept")
 ENOUGH, LONG = 20, 30  # turns; seconds after which no more than these are made
 WHOLE = "whole training step, LpAdamW, p = 0.8"
