@@ -74,6 +74,7 @@ def test_every_public_name_is_in_the_reference():
     names = [name for name in keras_lp.__all__ if not inspect.ismodule(getattr(keras_lp, name))]
     names += [f"tfmot.{name}" for name in keras_lp.tfmot.__all__]
     names += [f"plotting.{name}" for name in ("plot_sparsity", "plot_weights", "plot_layers")]
+    names += ["optional.import_tfmot"]  # What the guide to TF-MOT imports it with.
     assert sorted(entries) == sorted(names)
 
 
