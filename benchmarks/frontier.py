@@ -251,22 +251,22 @@ def asked_for(method, value):
     return f"{value:.0%}" if METHODS[method].knob == "sparsity" else f"`weight_decay` {value:g}"
 
 
-def print_trials(task, runs):
+def print_trials(task, runs, asked):
     """What came out of the trials of one task: the points, then choices at equal sparsity."""
     print(f"\n### {task.name}: {task.metric}, seeds: {len({run.seed for run in runs})}\n")
     print("| method | asked for | with | zeros | result | seconds |\n" + "| --- " * 6 + "|")
-    curves = {}
-    for method, value, setting in dict.fromkeys((r.method, r.value, r.setting) for r in runs):
-        group = [r for r in runs if (r.method, r.value, r.setting) == (method, value, setting)]
-        choice = METHODS[method].choice
-        tried = METHODS[method].label, f"{choice} {setting.split(choice + ' ')[1]}"
+    groups, curves = {}, {}
+    for run in runs:
+        groups.setdefault((run.method, run.value, *asked[run.key]), []).append(run)
+    for (method, value, choice), group in groups.items():
+        tried = METHODS[method].label, f"{METHODS[method].choice} {choice}"
         print_row(task, group, tried[0], asked_for(method, value), tried[1])
         if value > 0:
             curves.setdefault(tried, []).append(group)
     print(f"\n| method | with | {' | '.join(f'{s:.0%}' for s in SPARSITIES)} |")
     print("| --- " * (2 + len(SPARSITIES)) + "|")
-    for tried, groups in curves.items():
-        print(f"| {' | '.join([*tried, *cells_at_sparsities(task, groups)])} |")
+    for tried, curve in curves.items():
+        print(f"| {' | '.join([*tried, *cells_at_sparsities(task, curve)])} |")
 
 
 def cells_at_sparsities(task, groups):
@@ -385,7 +385,7 @@ def main():
             f"{', '.join(arguments.methods)}"
         )
     try:
-        runs = read(output, Run)
+        made = {run.key: run for run in read(output, Run)}
         loaded = [load(name, arguments.data_dir, share) for name in names]
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
@@ -399,17 +399,15 @@ def main():
             cells = cells_of_trials(task, arguments.methods)
         else:
             cells = cells_of_grids(task, grids)
-        asked = keys_of(task, list(cells), seeds)
-        there = {run.key for run in runs}
-        missing = {key: choice for key, choice in asked.items() if key not in there}
+        asked = keys_of(task, cells, seeds)
+        missing = {key: choice for key, choice in asked.items() if key not in made}
         for run in run_all(missing, arguments.data_dir, share, arguments.processes):
-            runs.append(run)
+            made[run.key] = run
             append(output, run)
             print(run, flush=True)
-        made = {run.key: run for run in runs}
         shown = [made[key] for key in asked]
         if arguments.trials:
-            print_trials(task, shown)
+            print_trials(task, shown, asked)
             continue
         print_tables(task, shown, grids)
         picture = output.with_name(f"{output.stem}_{task.name}.png")

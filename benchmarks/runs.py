@@ -61,7 +61,7 @@ def read(path, kind):
     short = [number for number, row in enumerate(rows, 2) if len(row) != len(names)]
     if short or not lines[-1].endswith("\n"):
         raise ValueError(
-            f"Argument `path` must be a file of whole lines; delete the one that is cut off. "
+            "Argument `path` must be a file of whole lines; delete the one that is cut off. "
             f"Received: path={str(path)!r} with line {(short or [len(lines)])[0]} cut off"
         )
     return [

@@ -348,12 +348,13 @@ def main():
     methods = arguments.methods or (QUICK_METHODS if is_quick else METHODS)
     turns = arguments.turns or (5 if is_quick else 200)
     ending = "_quick" if is_quick else ""
-    output = arguments.output or Path(f"step_{keras.backend.backend()}{ending}.csv")
+    backend = keras.backend.backend()
+    output = arguments.output or Path(f"step_{backend}{ending}.csv")
 
-    if keras.backend.backend() not in ("tensorflow", "jax"):
+    if backend not in ("tensorflow", "jax"):
         parser.error(
             "KERAS_BACKEND must be tensorflow or jax, whose steps are compiled as a whole, "
-            f"received {keras.backend.backend()}"
+            f"received {backend}"
         )
     asked = [*cells(weights, methods)]
     if not asked:
@@ -364,7 +365,6 @@ def main():
         there = {row.key: row for row in read(output, Row)}
     except ValueError as error:
         parser.error(str(error))
-    backend = keras.backend.backend()
     library = f"{backend} {__import__(backend).__version__}"
     print(circumstances(f"{accelerator() or hardware()}, {library}", "keras") + "\n")
     print(

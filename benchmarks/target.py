@@ -101,8 +101,8 @@ def train(task, method, value, seed, share):
 
 def print_tables(task, runs):
     """What came out of one task: the strengths set by hand, then the targets against them."""
-    grid = by_value(runs, "weight_decay")
-    grid = {v: group for v, group in grid.items() if mean(group, "sparsity") < 1}
+    groups = by_value(runs, "weight_decay").items()
+    grid = {value: group for value, group in groups if mean(group, "sparsity") < 1}
     print(f"\n{task.name}: {task.metric}, seeds: {len({run.seed for run in runs})}\n")
     print("| optimizer | `weight_decay` | zeros | result |\n| --- | --- | --- | --- |")
     methods = {"AdamW": by_value(runs, "adamw"), "LpAdamW": grid}

@@ -130,6 +130,7 @@ def test_benchmark_of_steps_prints_its_table_and_writes_it(tmp_path):
     assert [row["method"] for row in written] == [row[2] for row in rows]
     for row in written:
         assert float(row["turns"]) == 2
+        assert float(row["low"]) <= float(row["ratio"]) <= float(row["high"])
         assert 0.5 < float(row["memory_ratio"]) < 3
         # Weights, two moments and gradients of 4,810 weights, at least.
         assert float(row["memory"]) > 4 * 4 * 4810 / 2**20
@@ -355,7 +356,7 @@ def test_runs_of_another_setting_are_other_runs(load):
     grids = {method: [0.5] for method in frontier.METHODS}
 
     def settings_of(task):
-        asked = frontier.keys_of(task, list(frontier.cells_of_grids(task, grids)), seeds=1)
+        asked = frontier.keys_of(task, frontier.cells_of_grids(task, grids), seeds=1)
         return {method: setting for _, method, _, _, setting in asked}
 
     settings = settings_of(task)
