@@ -1,17 +1,25 @@
 """Which variables are decayed.
 
-A variable is decayed if it is trainable, has at least two dimensions, is no bias or
-scale by name (a rank alone would decay the biases of attention and GRU layers), and no
-`exclude` pattern matches it. Patterns are regular expressions, searched as `re.search`
-does in the variable's path, such as "encoder/dense_1/kernel". `overrides` go by the same
-patterns, the first that matches.
+A variable is decayed if it is trainable, has at least two dimensions and is no bias or
+scale by name (a rank alone would decay the biases of attention and GRU layers), or if an
+`include` pattern matches it; and if no `exclude` pattern does. Patterns are regular
+expressions, searched as `re.search` does in the variable's path, such as
+"encoder/dense_1/kernel". `overrides` go by the same patterns, the first that matches.
 """
 
+import hashlib
+import itertools
+import json
+import operator
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import keras
+
+from keras_lp.warning import warn
 
 # What layers call the variables that shift or scale a feature instead of mixing features,
 # and how a name ends that says the opposite: `scale_kernel`.
@@ -27,14 +35,11 @@ class Selection:
     variables of a loaded Sequential, or of a second model with automatic names.
 
     Attributes:
-        rules: The exclusions that were in force.
-        variables: For each trainable variable its shape and the end of its path, which tell
-            the model that the selection was made for.
+        made_for: Tells the variables and patterns that the selection was made for.
         decayed: For each decayed variable its position, and that of its override if any.
     """
 
-    rules: tuple[tuple[str, ...], ...]
-    variables: tuple[tuple[str, tuple[int, ...]], ...]
+    made_for: str
     decayed: tuple[tuple[int, int | None], ...]
 
     @classmethod
@@ -42,7 +47,7 @@ class Selection:
         cls,
         variables: Sequence[Any],
         decayed: Sequence[tuple[Any, int | None]],
-        rules: Sequence[Sequence[str]],
+        patterns: Sequence[Sequence[str]],
     ) -> "Selection":
         """The selection of the `decayed` among `variables`, each with its override."""
         overrides = {id(variable): override for variable, override in decayed}
@@ -51,16 +56,17 @@ class Selection:
             for position, variable in enumerate(variables)
             if id(variable) in overrides
         )
-        return cls(tuple(map(tuple, rules)), _signature(variables), tuple(chosen))
+        return cls(_signature(variables, patterns), tuple(chosen))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Selection":
         """The selection that `to_dict` described, as it comes out of JSON."""
-        return cls(
-            rules=tuple(map(tuple, values["rules"])),
-            variables=tuple((end, tuple(shape)) for end, shape in values["variables"]),
-            decayed=tuple(map(tuple, values["decayed"])),
+        chosen = (
+            (position, number - 1 if number else None)
+            for number, positions in enumerate(values["decayed"])
+            for position in _from_ranges(positions)
         )
+        return cls(values["made_for"], tuple(sorted(chosen, key=operator.itemgetter(0))))
 
     @cached_property
     def overrides(self) -> dict[int, int | None]:
@@ -68,17 +74,20 @@ class Selection:
         return dict(self.decayed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The selection as plain values."""
-        return asdict(self)
+        """The selection as plain values, in short, as trackers log a config.
 
-    def fits(self, variables: Sequence[Any], rules: Sequence[Sequence[str]]) -> bool:
-        """Whether it was made for such variables under the same exclusions."""
-        new = _signature(variables)
-        return (
-            self.rules == tuple(map(tuple, rules))
-            and [shape for _, shape in self.variables] == [shape for _, shape in new]
-            and _are_renumbered([end for end, _ in self.variables], [end for end, _ in new])
-        )
+        In "decayed" stand the positions of those without an override, then those of each override.
+        """
+        last = max((override for _, override in self.decayed if override is not None), default=-1)
+        found = [
+            [position for position, override in self.decayed if override == wanted]
+            for wanted in (None, *range(last + 1))
+        ]
+        return {"made_for": self.made_for, "decayed": [_as_ranges(one) for one in found]}
+
+    def fits(self, variables: Sequence[Any], patterns: Sequence[Sequence[str]]) -> bool:
+        """Whether it was made for such variables and the same patterns."""
+        return self.made_for == _signature(variables, patterns)
 
 
 def variable_path(variable: Any) -> str:
@@ -97,6 +106,14 @@ def is_decayed_by_default(variable: Any) -> bool:
     # Float8 training keeps its scales in trainable variables, whose gradient replaces them.
     is_replaced = getattr(variable, "overwrite_with_gradient", False)
     return len(variable.shape) >= 2 and not named_so and not is_replaced
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """The optimizer that a model is compiled with, and those that are attributes of it."""
+    compiled_with = getattr(model, "optimizer", None)
+    others = [one for one in vars(model).values() if isinstance(one, keras.optimizers.Optimizer)]
+    found = [one for one in (compiled_with, *others) if one is not None]
+    return list({id(one): one for one in found}.values())
 
 
 def optimizers_within(optimizer: Any) -> list[Any]:
@@ -132,16 +149,25 @@ def matches(pattern: str, variable: Any) -> bool:
     return re.search(pattern, variable_path(variable)) is not None
 
 
+def _match_any(patterns: Sequence[str], variable: Any) -> bool:
+    return any(matches(pattern, variable) for pattern in patterns)
+
+
 def decayed_variables(
-    variables: Sequence[Any], exclude: Sequence[str] = (), left_out: Sequence[Any] = ()
+    variables: Sequence[Any],
+    exclude: Sequence[str] = (),
+    left_out: Sequence[Any] = (),
+    include: Sequence[str] = (),
 ) -> list[Any]:
     """Those of a model's trainable `variables` that are decayed, in their order.
 
     Args:
         variables: Trainable variables of one model.
         exclude: Patterns of variables to leave alone although the default rule decays
-            them. Each must match at least one of `variables`.
+            them, or `include` does. Each must match at least one of `variables`.
         left_out: Further variables to leave alone.
+        include: Patterns of variables to decay although the default rule leaves them alone.
+            Each must match at least one of `variables`.
 
     Returns:
         List of variables, not empty unless `variables` is.
@@ -151,26 +177,23 @@ def decayed_variables(
     """
     if not variables:
         return []
-    for pattern in exclude:
-        if not any(matches(pattern, variable) for variable in variables):
-            raise ValueError(
-                "Argument `exclude` has a pattern that matches no trainable variable; mend it "
-                f"or leave it out. Received: exclude={pattern!r}. Trainable variables: "
-                f"{list_paths(variables)}"
-            )
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            _check_pattern(name, pattern, "trainable", variables, repr(pattern))
     ids = {id(variable) for variable in left_out}
     decayed = [
         variable
         for variable in variables
-        if is_decayed_by_default(variable)
+        if (is_decayed_by_default(variable) or _match_any(include, variable))
         and id(variable) not in ids
-        and not any(matches(pattern, variable) for pattern in exclude)
+        and not _match_any(exclude, variable)
     ]
     if not decayed:
         raise ValueError(
             "There is no variable to decay: the decay acts on trainable variables of at least "
-            "two dimensions that are no bias or scale by name and that `exclude` leaves in. "
-            "Unfreeze a layer, exclude less, or use a plain Keras optimizer. Received: "
+            "two dimensions that are no bias or scale by name, those of `include` beside them, and "
+            "none of `exclude`. Unfreeze a layer, include or exclude other variables, or use a "
+            f"plain Keras optimizer. Received: include={[*include]}, "
             f"exclude={[*exclude, *map(variable_path, left_out)]}, trainable variables: "
             f"{list_paths(variables)}"
         )
@@ -183,45 +206,81 @@ def find_overrides(decayed: Sequence[Any], patterns: Sequence[str]) -> list[int 
     Raises:
         ValueError: If a pattern matches none of `decayed`, which are not empty.
     """
-    for pattern in patterns:
-        if decayed and not any(matches(pattern, variable) for variable in decayed):
-            raise ValueError(
-                "Argument `overrides` has a pattern that matches no decayed variable; mend it "
-                f"or leave it out. Received: overrides={{{pattern!r}: ...}}. Decayed variables: "
-                f"{list_paths(decayed)}"
-            )
+    for pattern in patterns if decayed else ():
+        _check_pattern("overrides", pattern, "decayed", decayed, f"{{{pattern!r}: ...}}")
     return [
         next((i for i, pattern in enumerate(patterns) if matches(pattern, variable)), None)
         for variable in decayed
     ]
 
 
+def _check_pattern(
+    name: str, pattern: str, kind: str, variables: Sequence[Any], received: str
+) -> None:
+    """Raises ValueError if a pattern matches none of a kind of variables; warns if it does all."""
+    matched = sum(matches(pattern, variable) for variable in variables)
+    if not matched:
+        raise ValueError(
+            f"Argument `{name}` has a pattern that matches no {kind} variable; mend it or leave "
+            f"it out. Received: {name}={received}. {kind.capitalize()} variables: "
+            f"{list_paths(variables)}"
+        )
+    # To exclude all is an error of its own.
+    if matched == len(variables) > 1 and name != "exclude":
+        warn(
+            f"Argument `{name}` has a pattern that matches every {kind} variable, as a part of "
+            "the model's own name does. To mean some of them, take more of their paths. "
+            f"Received: {name}={received}. {kind.capitalize()} variables: "
+            f"{list_paths(variables, 3)}"
+        )
+
+
 def list_paths(variables: Sequence[Any], limit: int = 20) -> str:
     """The paths in one line for a message, cut after `limit`."""
-    paths = [variable_path(variable) for variable in variables[:limit]]
-    if len(variables) > limit:
-        paths.append(f"and {len(variables) - limit} more")
-    return ", ".join(paths)
+    return list_names([variable_path(variable) for variable in variables], limit)
 
 
-def _signature(variables: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The end of the path (layer and variable) and the shape of each variable."""
-    ends = ("/".join(variable_path(variable).split("/")[-2:]) for variable in variables)
-    return tuple((end, tuple(map(int, v.shape))) for end, v in zip(ends, variables, strict=True))
+def list_names(names: Sequence[str], limit: int) -> str:
+    """Names in one line for a message, cut after `limit`."""
+    rest = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*names[:limit], *rest])
 
 
-def _are_renumbered(old: Sequence[str], new: Sequence[str]) -> bool:
-    """Whether names differ at most as automatic ones do: dense, dense_1 and dense_4, dense_5."""
-    offsets: dict[str, int] = {}
-    for parts in zip("/".join(old).split("/"), "/".join(new).split("/"), strict=True):
-        (base, number), (new_base, new_number) = map(_numbered, parts)
-        offset = new_number - number
-        if base != new_base or offsets.setdefault(base, offset) != offset:
-            return False
-    return True
+def _signature(variables: Sequence[Any], patterns: Sequence[Sequence[str]]) -> str:
+    """Tells variables, by their shapes and the ends of their paths, and patterns from others.
+
+    Paths that differ as automatic names do, such as dense, dense_1 and dense_4, dense_5, count as
+    the same.
+    """
+    ends = ["/".join(variable_path(variable).split("/")[-2:]) for variable in variables]
+    shapes = [list(map(int, variable.shape)) for variable in variables]
+    described = json.dumps([_renumbered(ends), shapes, [list(one) for one in patterns]])
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def _renumbered(names: Sequence[str]) -> list[list[tuple[str, int]]]:
+    """Names with the automatic numbers of each base counted from the first one."""
+    first: dict[str, int] = {}
+    return [
+        [(base, number - first.setdefault(base, number)) for base, number in map(_numbered, parts)]
+        for parts in (name.split("/") for name in names)
+    ]
 
 
 def _numbered(name: str) -> tuple[str, int]:
     """Base and number of an automatic name: ("dense", 4) of dense_4, ("dense", 0) of dense."""
     base, _, number = name.rpartition("_")
     return (base, int(number)) if base and number.isdecimal() else (name, 0)
+
+
+def _as_ranges(positions: Sequence[int]) -> str:
+    """Rising numbers in short: "0 2-4"."""
+    runs = itertools.groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0])
+    ends = [[position for _, position in run] for _, run in runs]
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in ends)
+
+
+def _from_ranges(text: str) -> Iterator[int]:
+    for part in text.split():
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)

@@ -4,6 +4,7 @@ Most trainings here have a loss that is linear in the weights: the gradients do 
 them, so that rounding is not amplified, and NumPy knows them beforehand.
 """
 
+import pickle
 import warnings
 from functools import partial
 
@@ -747,9 +748,10 @@ def test_decay_is_one_function_that_xla_compiles(monkeypatch):
     fit(model, steps=1, epochs=1)  # Makes the function of the training step.
     monkeypatch.setattr(tf, "function", spy)
     fit(model, LpDecayCallback(0.5), steps=2)
-    ((compiled, options),) = made
-    assert options["jit_compile"] is True
-    assert "HloModule" in compiled.experimental_get_compiler_ir()()
+    assert len(made) == 2  # Weights are taken before a step and decayed after it.
+    for compiled, options in made:
+        assert options["jit_compile"] is True
+        assert "HloModule" in compiled.experimental_get_compiler_ir()()
 
 
 @pytest.mark.backend("jax")
@@ -844,13 +846,9 @@ def test_two_callbacks_for_the_same_variables_are_refused():
     fit(model, callbacks[0])  # Alone each of them is welcome, also after that.
 
 
-def test_model_that_is_not_built_or_not_compiled_is_refused():
+def test_model_that_is_not_compiled_is_refused():
     with pytest.raises(TypeError, match=r"`optimizer` must be a Keras optimizer.* optimizer=None"):
         LpDecayCallback().set_model(side_by_side())
-    model = keras.Sequential([layers.Dense(3)])
-    model.compile("sgd", linear)
-    with pytest.raises(ValueError, match="Argument `model` must be built"):
-        LpDecayCallback().set_model(model)
     model = side_by_side()
     model.compile("sgd", linear)
     with pytest.raises(TypeError, match=r"must be a Keras optimizer.* Received: optimizer='sgd'"):
@@ -964,3 +962,147 @@ def test_file_does_not_hold_the_copies_of_the_weights(tmp_path):
     weights = 4 * 5 * 20_000
     assert sizes[1] > weights
     assert sizes[0] - sizes[1] < weights / 10
+
+
+# ------------------------------------------------------------------ data that ends, models unbuilt
+
+
+def batches_of(model, count, ending=None):
+    """A generator of so many batches, which then ends, or breaks off."""
+    x, y = make_data(model.output_shape[-1])
+    for number in range(count):
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        yield x[rows], y[rows]
+    if ending:
+        raise ending
+
+
+def ends(count):
+    return lambda model, callback: model.fit(
+        batches_of(model, count), verbose=0, callbacks=[callback]
+    )
+
+
+def has_too_few(model, callback):
+    model.fit(batches_of(model, 8), steps_per_epoch=12, verbose=0, callbacks=[callback])
+
+
+def is_interrupted(model, callback):
+    with pytest.raises((KeyboardInterrupt, Exception), match=r"KeyboardInterrupt|"):
+        model.fit(batches_of(model, 8, KeyboardInterrupt()), verbose=0, callbacks=[callback])
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data", "ignore:`shuffle=True` was passed")
+@pytest.mark.parametrize("read", [ends(8), has_too_few, is_interrupted])
+def test_weights_of_the_last_step_are_there_where_no_further_batch_comes(read):
+    model = side_by_side()
+    model.compile(optimizers.SGD(LR), linear)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "`LpDecayCallback`")
+        read(model, LpDecayCallback(STRENGTH))
+    check_same(values(model), train(LpSGD(LR, weight_decay=STRENGTH), epochs=1, steps=8), atol=1e-6)
+    fit(model, epochs=1, steps=1)  # And the model can be trained on.
+
+
+class Later(keras.Model):
+    """A model without variables before its first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(UNITS, use_bias=False)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("is_marked_built", [False, True])
+def test_model_that_fit_builds_is_decayed_from_the_second_batch_on_at_the_latest(is_marked_built):
+    model, x, y = Later(), *make_data(UNITS)
+    if is_marked_built:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras says what it does there.
+            model.build((None, 5))
+    model.compile(optimizers.SGD(LR), linear)
+    found = []
+
+    class Looks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            (kernel,) = self.model.trainable_variables
+            found.append(np.array(ops.convert_to_numpy(kernel)))
+
+    decay, zero = LpDecayCallback(STRENGTH, p=1.0), np.zeros_like(y)  # No gradient.
+    model.fit(x[:32], zero[:32], batch_size=8, verbose=0, callbacks=[decay, Looks()])
+    before, after = (found[n].astype("float64") for n in (1, 2))
+    np.testing.assert_allclose(after, before / (1 + LR * STRENGTH / np.abs(before)), rtol=1e-5)
+    assert keras_lp.sparsity_report(model).size == 5 * UNITS
+
+
+# ------------------------------------------------------------------ callbacks that change weights
+
+
+class Clips(keras.callbacks.Callback):
+    """Clips the weights after each batch, as a constraint of one's own would."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        model = self.model
+        for variable in model.trainable_variables:
+            variable.assign(ops.clip(variable, -0.25, 0.25))
+
+
+@pytest.mark.parametrize("clips_first", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_decay_goes_by_the_weights_before_the_step_whatever_other_callbacks_do(clips_first):
+    model = side_by_side(["a"], use_bias=False)
+    ((path, start),) = values(model).items()
+    x, y = (array.astype("float64") for array in make_data(UNITS))
+    w, steps = start.astype("float64"), 12
+    for t in range(steps):
+        rows = slice(t * BATCH, (t + 1) * BATCH)
+        new = w - LR * x[rows].T @ y[rows] / BATCH
+        with np.errstate(divide="ignore"):
+            divisor = 1 + LR * STRENGTH * np.abs(w) ** (P - 2)
+        clipped = np.clip(new, -0.25, 0.25) / divisor
+        w = clipped if clips_first else np.clip(new / divisor, -0.25, 0.25)
+    decay = LpDecayCallback(STRENGTH, P)
+    callbacks = (Clips(), decay) if clips_first else (decay, Clips())
+    found = train(optimizers.SGD(LR), *callbacks, model=model, epochs=1, steps=steps)
+    np.testing.assert_allclose(found[path], w, rtol=0, atol=2e-6)
+
+
+# ------------------------------------------------------------------ copies of a callback
+
+
+def test_used_callback_is_pickled_as_it_was_created_with_the_strength_that_was_set():
+    callback = LpDecayCallback((0.5, 0.1), p=(0.7, 2.0), exclude="b/", include="bias")
+    train(optimizers.SGD(LR), callback, epochs=1, steps=2)
+    callback.weight_decay = (1.0, 0.1)
+    ours = train(optimizers.SGD(LR), pickle.loads(pickle.dumps(callback)), epochs=1, steps=2)
+    decay = {"weight_decay": (1.0, 0.1), "p": (0.7, 2.0), "exclude": "b/", "include": "bias"}
+    check_same(ours, train(LpSGD(LR, **decay), epochs=1, steps=2), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.backend("tensorflow", "torch")
+def test_callback_warns_for_each_model_that_it_is_used_for():
+    class TwoSteps(TrainsByHand):
+        def parts(self):
+            return 2 * super().parts()
+
+    callback = LpDecayCallback()
+    for _ in range(2):
+        model = TwoSteps()
+        model.compile(optimizers.SGD(LR), linear)
+        x, y = make_data(2 * UNITS)
+        with pytest.warns(UserWarning, match=r"several steps in one: 4 in 2"):
+            model.fit(x[:16], y[:16], batch_size=8, verbose=0, callbacks=[callback])
+
+
+def test_zeros_of_the_start_are_let_go_as_in_the_lp_optimizer():
+    def make():
+        model = side_by_side()
+        model.get_layer("a").kernel.assign(np.zeros((5, UNITS)))
+        return model
+
+    decay = {"weight_decay": STRENGTH, "initial_zeros": "train"}
+    ours = train(optimizers.SGD(LR), LpDecayCallback(**decay), model=make())
+    check_same(ours, train(LpSGD(LR, **decay), model=make()), atol=1e-6)
+    assert np.any(ours["a/kernel"] != 0)

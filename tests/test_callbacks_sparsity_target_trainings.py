@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 import warnings
 
 import keras
@@ -22,7 +23,9 @@ from keras_lp import (
 from keras_lp.callbacks import sparsity_target
 
 # Ways that are too short on purpose, as most here are for the sake of time.
-pytestmark = pytest.mark.filterwarnings("ignore:The decay had not made enough zeros")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The decay had not made enough zeros", "ignore:The way to the target is too short"
+)
 STEPS = 20  # in an epoch
 SIZES = {"a": 8 * 16, "b": 16 * 16, "c": 16 * 3}
 SIZE = sum(SIZES.values())
@@ -759,12 +762,6 @@ def test_second_norm_that_makes_zeros_is_refused(mlp, where):
         SparsityTarget(0.8).set_model(compiled(mlp(), optimizer))
 
 
-def test_model_that_is_not_built_is_refused():
-    model = compiled(keras.Sequential([keras.layers.Dense(3)]), LpAdamW(1e-3))
-    with pytest.raises(ValueError, match="must be built"):
-        SparsityTarget(0.8).set_model(model)
-
-
 def test_weights_that_are_not_finite_are_an_error_at_the_end(mlp):
     model, target = compiled(mlp(), LpAdamW(3e-3)), SparsityTarget(0.8, end_step=15)
     kernel = model.layers[0].kernel
@@ -773,3 +770,353 @@ def test_weights_that_are_not_finite_are_an_error_at_the_end(mlp):
     kernel.assign(array)
     with pytest.raises(ValueError, match=r"not finite.*net/a/kernel"):
         pretend(model, target, 2, 10)
+
+
+# Models that `fit` builds, data that ends, loops of one's own
+
+
+class Later(keras.Model):
+    """A model without variables before its first batch."""
+
+    def __init__(self, trains_by_hand=False):
+        super().__init__(name="later")
+        self.a = keras.layers.Dense(16, activation="tanh", name="a")
+        self.c = keras.layers.Dense(3, name="c")
+
+    def call(self, x):
+        return self.c(self.a(x))
+
+
+class LaterByHand(Later):
+    """The same with a training step of its own."""
+
+    def train_step(self, *arguments):
+        return super().train_step(*arguments)
+
+
+def sequential_without_an_input():
+    return keras.Sequential([keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(3)])
+
+
+def marked_as_built():
+    model = Later()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras says what it does there.
+        model.build((None, 8))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (sequential_without_an_input, "LpAdamW"),
+        pytest.param(Later, "LpDecayCallback", marks=pytest.mark.slow),
+        pytest.param(LaterByHand, "LpAdamW", marks=pytest.mark.slow),
+        pytest.param(marked_as_built, "LpAdamW", marks=pytest.mark.slow),
+        pytest.param(marked_as_built, "LpDecayCallback", marks=pytest.mark.slow),
+    ],
+)
+def test_model_that_fit_builds_gets_its_target(make, name, data):
+    optimizer, before = WAYS[name]()
+    model = compiled(make(), optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "With p < 2")  # No weight starts at zero.
+        logs = fit(model, data, [*before, SparsityTarget(0.8)], epochs=2)
+    assert share_of_zeros(model.trainable_variables[::2]) == pytest.approx(0.8, abs=0.5 / 176)
+    assert logs["sparsity"][-1] == pytest.approx(0.8, abs=0.5 / 176)
+
+
+@pytest.mark.slow
+def test_model_that_fit_builds_goes_on_in_a_second_fit(data):
+    model, target = compiled(Later(), LpAdamW(3e-3)), SparsityTarget(0.8, 5, 30)
+    fit(model, data, [target], epochs=1)
+    assert 0 < share_of_zeros(model.trainable_variables[::2]) < 0.8
+    fit(model, data, [target], epochs=2, initial_epoch=1)
+    assert share_of_zeros(model.trainable_variables[::2]) == pytest.approx(0.8, abs=0.5 / 176)
+
+
+def test_refusal_leaves_the_optimizer_as_it_was(data):
+    model = compiled(marked_as_built(), LpAdamW(3e-3, reference="updated"))
+    with pytest.raises(ValueError, match='reference="previous"'):
+        SparsityTarget(0.8).set_model(model)
+    assert not model.optimizer.built
+    assert float(model.optimizer.weight_decay) == pytest.approx(0.004)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data", "ignore:`shuffle=True` was passed")
+def test_target_that_is_reached_in_the_last_batch_of_a_generator_is_reached(mlp, data):
+    model = compiled(mlp(), LpAdamW(3e-3))
+    x, y = (array.reshape(STEPS, 16, *array.shape[1:]) for array in data)
+    batches = (batch for batch in zip(x, y, strict=True))
+    model.fit(batches, callbacks=[SparsityTarget(0.5, 0, STEPS)], verbose=0)
+    assert sum(zeros(model).values()) == round(0.5 * SIZE)
+
+
+def gradients_of(variables):
+    random = np.random.default_rng(0)
+    return [keras.ops.convert_to_tensor(random.normal(size=v.shape), "float32") for v in variables]
+
+
+def step_by_hand(optimizer, variables):
+    optimizer.apply(gradients_of(variables), variables)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_loop_of_ones_own_gets_its_target(follows, mlp):
+    model = mlp()  # Never compiled.
+    optimizer = keras.optimizers.Adam(3e-3) if follows else LpAdamW(3e-3)
+    optimizer.build(model.trainable_variables)
+    target = SparsityTarget(0.8, begin_step=4, end_step=12, optimizer=optimizer)
+    callbacks = [LpDecayCallback(optimizer=optimizer)] if follows else []
+    for callback in (*callbacks, target):
+        callback.set_model(model)
+        callback.on_train_begin()
+    for epoch in range(2):
+        for callback in (*callbacks, target):
+            callback.on_epoch_begin(epoch)
+        for batch in range(8):
+            for callback in callbacks:
+                callback.on_train_batch_begin(batch)
+            step_by_hand(optimizer, model.trainable_variables)
+            for callback in (*callbacks, target):
+                callback.on_train_batch_end(batch)
+    target.on_train_end()
+    assert sum(zeros(model).values()) == round(0.8 * SIZE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"begin_step": 2}, "Argument `end_step` is needed"), ({}, "Argument `end_step` is needed")],
+)
+def test_loop_of_ones_own_is_told_what_to_pass(arguments, message, mlp):
+    target = SparsityTarget(0.8, **arguments)
+    target.set_model(compiled(mlp(), LpAdamW(3e-3)))
+    with pytest.raises(ValueError, match=message):
+        target.on_epoch_begin(0)
+
+
+def test_model_without_any_optimizer_is_told_to_compile_it_or_to_pass_one(mlp):
+    with pytest.raises(ValueError, match=r"there is none.* `optimizer=`"):
+        SparsityTarget(0.8).set_model(mlp())
+    with pytest.raises(TypeError, match=r"`optimizer` must be a Keras optimizer.*'adam'"):
+        SparsityTarget(0.8, optimizer="adam")
+
+
+class Adversaries(keras.Model):
+    """Two models with an optimizer each, as in a GAN."""
+
+    def __init__(self):
+        super().__init__()
+        self.maker, self.judge = make_mlp(), make_mlp()
+
+    def call(self, x):
+        return self.judge(x)
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_one_of_several_optimizers_is_steered(is_given):
+    model = Adversaries()
+    model.maker_optimizer, model.judge_optimizer = LpAdamW(3e-3), keras.optimizers.Adam(3e-3)
+    model.compile()  # With an optimizer of Keras's choice, which trains nothing.
+    given = {"optimizer": model.maker_optimizer} if is_given else {}
+    target = SparsityTarget(0.8, begin_step=2, end_step=10, **given)
+    target.set_params({"epochs": 1, "steps": 12})
+    target.set_model(model)
+    target.on_epoch_begin(0)
+    for batch in range(12):
+        for part, optimizer in (
+            (model.maker, model.maker_optimizer),
+            (model.judge, model.judge_optimizer),
+        ):
+            step_by_hand(optimizer, part.trainable_variables)
+        target.on_train_batch_end(batch)
+    target.on_epoch_end(0)
+    assert sum(zeros(model.maker).values()) == round(0.8 * SIZE)
+    assert sum(zeros(model.judge).values()) == 0
+
+
+# Learning rates that jump
+
+
+@pytest.mark.parametrize("is_known", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_learning_rate_that_jumps_up_destroys_no_weights(is_known, mlp, data):
+    def rate(epoch):
+        return 1e-6 if epoch < 3 else 3e-3
+
+    model = compiled(mlp(), LpAdamW(1e-6))
+    callbacks = [SparsityTarget(0.8), keras.callbacks.LearningRateScheduler(rate)]
+    logs = fit(model, data, callbacks if is_known else callbacks[::-1], epochs=10)
+    assert max(logs["sparsity"]) == logs["sparsity"][-1] == pytest.approx(0.8, abs=0.5 / SIZE)
+    assert logs["sparsity"][3] < 0.7  # The cubic schedule is at 0.56.
+
+
+def test_learning_rate_that_is_raised_between_two_fits_destroys_no_weights(mlp):
+    model, target = compiled(mlp(), LpAdamW(1e-6)), SparsityTarget(0.8, 0, 40, frequency=4)
+    pretend(model, target, 1, 20)
+    before, variables = kernels(model), model.trainable_variables
+    signs = [np.sign(numpy(gradient)) for gradient in gradients_of(variables)[::2]]
+    strength = float(model.optimizer.weight_decay)
+    model.optimizer.learning_rate = 1e-2
+    step_by_hand(model.optimizer, variables)
+    for (name, w), sign in zip(before.items(), signs, strict=True):
+        w = w.astype("float64")
+        # The first step of Adam, and the decay that the rate of before gives.
+        expected = (w - 1e-2 * sign) / (1 + 1e-6 * strength * np.abs(w) ** (0.8 - 2))
+        np.testing.assert_allclose(kernels(model)[name], expected, atol=1e-5, err_msg=name)
+
+
+# The best of several epochs
+
+
+def logs_of(target, monitored, name="val_loss"):
+    """The log that `target` adds in each epoch of ten steps."""
+    found = []
+    for epoch, value in enumerate(monitored):
+        target.on_epoch_begin(epoch)
+        for batch in range(10):
+            target.on_train_batch_end(batch)
+        logs = {name: value}
+        target.on_epoch_end(epoch, logs)
+        found.append(logs[f"target_{name}"])
+    return found
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_monitored_log_is_worse_than_any_before_the_target_and_less_so_each_epoch(mlp, mode, sign):
+    model, target = compiled(mlp(), LpAdamW(3e-3)), SparsityTarget(0.8, 0, 30, mode=mode)
+    target.set_params({"epochs": 5, "steps": 10})
+    target.set_model(model)
+    found = logs_of(target, [0.1, 0.2, 0.5, 0.4, 0.3])
+    assert found[2:] == [0.5, 0.4, 0.3]
+    assert sign * found[0] > sign * found[1] > 1e29
+    assert np.all(np.isfinite(np.float32(found)))
+
+
+def test_log_that_is_not_there_is_not_made_up(mlp):
+    model, target = compiled(mlp(), LpAdamW(3e-3)), SparsityTarget(0.8, 0, 30, monitor="val_auc")
+    target.set_params({"epochs": 5, "steps": 10})
+    target.set_model(model)
+    target.on_epoch_begin(0)
+    logs = {"val_loss": 0.5}
+    target.on_epoch_end(0, logs)
+    assert not [name for name in logs if name.startswith("target_")]
+
+
+@pytest.mark.slow
+def test_callbacks_of_keras_that_keep_the_best_keep_one_with_the_target(mlp, data, tmp_path):
+    model = compiled(mlp(), LpAdamW(1e-2))
+    path = tmp_path / "best.keras"
+    by_target = {"monitor": "target_val_loss", "mode": "min"}
+    callbacks = [
+        SparsityTarget(0.8, 2 * STEPS, 6 * STEPS),
+        keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True, **by_target),
+        keras.callbacks.ModelCheckpoint(path, save_best_only=True, **by_target),
+        keras.callbacks.ReduceLROnPlateau(patience=2, **by_target),
+    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The training reached")
+        logs = fit(model, data, callbacks, epochs=30, validation_data=data)
+    assert 6 < len(logs["loss"]) <= 30  # Patience did not end before the target.
+    assert logs["learning_rate"][5] == pytest.approx(1e-2)
+    for kept in (model, keras.models.load_model(path)):
+        assert sum(zeros(kept).values()) == round(0.8 * SIZE)
+
+
+def test_weights_of_an_earlier_epoch_that_a_callback_puts_back_are_told_of(mlp, data):
+    class PutsBack(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.weights = self.model.get_weights()
+
+        def on_train_end(self, logs=None):
+            self.model.set_weights(self.weights)
+
+    callbacks = [SparsityTarget(0.8, 0, 10), PutsBack()]
+    with pytest.warns(
+        UserWarning, match=r"reached 80\.09% zeros.*now have 0\.00%.*target_val_loss"
+    ):
+        fit(compiled(mlp(), LpAdamW(3e-3)), data, callbacks, epochs=1)
+
+
+# What is said of trainings that harm the model
+
+
+def messages_of(model, target, epochs, steps, every_batch=lambda batch: None):
+    """The warnings of a training that changes nothing but what a function does after batches."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        target.set_params({"epochs": epochs, "steps": steps})
+        target.set_model(model)
+        for epoch in range(epochs):
+            target.on_epoch_begin(epoch)
+            for batch in range(steps):
+                every_batch(epoch * steps + batch)
+                target.on_train_batch_end(batch)
+        target.on_train_end()
+    return [str(warning.message) for warning in caught]
+
+
+def test_way_that_is_too_short_is_told_of_once(mlp):
+    model, target = compiled(mlp(), LpAdamW(1e-3)), SparsityTarget(0.8, 0, 20)
+    found = messages_of(model, target, 3, 10)
+    (message,) = [text for text in found if text.startswith("The way to the target is too short")]
+    assert "20 steps at a learning rate of 0.001" in message
+    enough = int(message.partition("`end_step` (")[2].partition(" would do")[0])
+    model, target = compiled(mlp(), LpAdamW(1e-3)), SparsityTarget(0.8, 0, enough)
+    assert not [text for text in messages_of(model, target, 1, 2) if "too short" in text]
+
+
+def test_learning_rate_that_falls_before_the_end_is_told_of_once(mlp):
+    model, target = compiled(mlp(), LpAdamW(1e-1)), SparsityTarget(0.8, 0, 100)
+
+    def falls(batch):
+        model.optimizer.learning_rate = 1e-1 * 0.5 ** (batch // 10)
+
+    found = [text for text in messages_of(model, target, 1, 80, falls) if "has fallen" in text]
+    assert len(found) == 1
+    assert "fallen from 0.1 to 0.0063 with 100% of the zeros" in found[0]
+
+
+def test_strength_that_shrinks_what_is_to_stay_is_told_of(mlp):
+    model, target = compiled(mlp(), LpAdamW(1e-1)), SparsityTarget(0.8, 0, 100)
+
+    def stops(batch):
+        model.optimizer.learning_rate = 1e-1 if batch < 20 else 1e-4
+
+    found = [text for text in messages_of(model, target, 1, 80, stops) if "has to set" in text]
+    assert len(found) == 1
+    assert "the median of those that are to stay" in found[0]
+
+
+def test_training_whose_memory_was_lost_is_told_of(mlp, data, tmp_path):
+    model, target = compiled(mlp(), LpAdamW(3e-3)), SparsityTarget(0.8, 2, 40)
+    fit(model, data, [target], epochs=1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    target = SparsityTarget(0.8, 0, 20)
+    found = messages_of(loaded, target, 1, 2)
+    assert [text for text in found if f"The optimizer has made {STEPS} steps, of which" in text]
+    dense = compiled(mlp(), LpAdamW(3e-3, 0.0))  # Has trained, but to no sparsity.
+    step_by_hand(dense.optimizer, dense.trainable_variables)
+    assert not [
+        text for text in messages_of(dense, SparsityTarget(0.8, 0, 20), 1, 2) if "made 1" in text
+    ]
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_callback_can_be_pickled(is_used, mlp):
+    target = SparsityTarget(0.8, 0, 20, scope="layer", overrides={"c/": 0.5}, monitor="loss")
+    if is_used:
+        pretend(compiled(mlp(), LpAdamW(3e-3)), target, 1, 30)
+    copied = pickle.loads(pickle.dumps(target))
+    model = compiled(mlp(), LpAdamW(3e-3))
+    assert pretend(model, copied, 1, 30) == 20
+    assert zeros(model) == {"a": round(0.8 * 128), "b": round(0.8 * 256), "c": 24}
+
+
+def test_callback_warns_for_each_model_that_it_is_used_for(mlp):
+    target = SparsityTarget(0.8, 0, 20)
+    for _ in range(2):
+        model = compiled(mlp(), LpAdamW(3e-3))
+        found = messages_of(model, target, 1, 5)
+        assert [text for text in found if "ended at step 5" in text]
+        assert not [text for text in messages_of(model, target, 1, 5) if "ended" in text]

@@ -1,4 +1,5 @@
 import inspect
+import json
 import warnings
 from pathlib import Path
 
@@ -459,7 +460,7 @@ def test_override_patterns_of_another_config_select_anew(mlp):
     config["overrides"] = dict(reversed(config["overrides"].items()))
     twin = LpAdamW.from_config(config)
     twin.build(variables)
-    assert twin.get_config()["selection"]["decayed"] == ((0, 1), (2, 0))
+    assert twin.get_config()["selection"]["decayed"] == ["", "2", "0"]
 
 
 def test_each_variable_of_the_state_has_its_own_path(mlp, batches):
@@ -629,8 +630,9 @@ def test_optimizer_keeps_no_array_of_the_weights_size_beyond_adams(mlp):
     ours.build(variables)
     theirs.build(variables)
     shapes = [tuple(v.shape) for v in ours.variables]
-    # The strength, and how it is scaled for each of the two decayed variables.
-    assert sorted(shapes) == sorted([*(tuple(v.shape) for v in theirs.variables), (), (2, 1)])
+    # The strength, how it is scaled for each of the two decayed variables, and up to which rate.
+    own = [(), (2, 1), ()]
+    assert sorted(shapes) == sorted([*(tuple(v.shape) for v in theirs.variables), *own])
 
 
 def test_names_of_keras_that_are_not_public_are_there_and_do_what_we_rely_on(mlp, monkeypatch):
@@ -657,11 +659,102 @@ def test_names_of_keras_that_are_not_public_are_there_and_do_what_we_rely_on(mlp
 
 def test_variable_of_all_zeros_is_named_in_one_warning(mlp, batches):
     model = zero_kernel(mlp)
-    with pytest.warns(UserWarning, match=r"mlp/logits/kernel\. .*`exclude=`.*'updated'") as caught:
+    with pytest.warns(UserWarning, match=r"mlp/logits/kernel \(100\.0%\)\. .*'keep'") as caught:
         train(model, LpAdamW(p=0.8), batches)
     messages = [str(warning.message) for warning in caught]
     (message,) = [message for message in messages if message.startswith("With p < 2")]
     assert "hidden" not in message
+
+
+@pytest.mark.parametrize(("zeros", "is_warned_of"), [(1, False), (30, True)])
+def test_variable_with_many_zeros_is_warned_of_and_one_with_a_few_is_not(zeros, is_warned_of):
+    rows = np.ones((100, 4), "float32")
+    rows[:zeros] = 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        LpAdamW().build([keras.Variable(rows, name="embeddings")])
+    found = [str(w.message) for w in caught if str(w.message).startswith("With p < 2")]
+    assert len(found) == is_warned_of
+    assert all("embeddings (30.0%)" in message for message in found)
+
+
+@pytest.mark.parametrize("arguments", [{"initial_zeros": "keep"}, {"initial_zeros": "train"}, None])
+def test_zeros_that_are_meant_are_not_warned_of(mlp, arguments):
+    model = mlp()
+    keras_lp.prune(model, sparsity=0.5)
+    if arguments is None:
+        keras_lp.freeze_zeros(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "With p < 2")
+        LpAdamW(**(arguments or {})).build(model.trainable_variables)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8, 1.0])
+def test_zeros_of_the_start_are_let_go_while_a_weight_of_two_hundredths_would_last(p):
+    random = np.random.default_rng(1)
+    w = random.normal(size=(8, 8)) * (random.random((8, 8)) < 0.5)
+    gradients = random.normal(size=(12, 8, 8))
+    late = 6  # Before this step half of the weights have no gradient.
+    gradients[:late, 4:] = 0
+    lr, strength = 1e-3, 0.25 / (1e-3 * 0.02 ** (p - 2))  # Four steps.
+    variable = keras.Variable(w, dtype="float32", name="kernel")
+    optimizer = LpAdamW(lr, strength, p=p, initial_zeros="train")
+    found = []
+    for gradient in gradients.astype("float32"):
+        apply(optimizer, [variable], [gradient])
+        found.append(np.array(keras.ops.convert_to_numpy(variable)))
+    expected, m, v = w, np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = lr * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
+        with np.errstate(divide="ignore", over="ignore"):
+            divisor = 1 + lr * strength * np.abs(expected) ** (p - 2)
+        is_free = (expected == 0) & ((t - 1) * 0.25 < 1)
+        expected = (expected - step) / np.where(is_free, 1.0, divisor)
+    np.testing.assert_allclose(found[-1], expected, rtol=0, atol=2e-6)
+    zeros = w == 0
+    assert np.all(found[0][:4][zeros[:4]] != 0)
+    assert np.all(found[-1][4:][zeros[4:]] == 0)
+
+
+def test_strengths_that_are_steered_hold_up_to_the_learning_rate_that_they_are_meant_for():
+    w = np.random.default_rng(0).normal(size=(4, 4))
+    variable = keras.Variable(w, dtype="float32", name="kernel")
+    optimizer = LpSGD(0.1, p=1.0)
+    optimizer.build([variable])
+    optimizer.steer([0.5], largest_rate=0.01)
+    apply(optimizer, [variable], [np.zeros((4, 4), "float32")])
+    w = w / (1 + 0.01 * 0.5 / np.abs(w))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), w, rtol=1e-5)
+    optimizer.weight_decay = 0.5  # Set by hand it goes by any rate again.
+    apply(optimizer, [variable], [np.zeros((4, 4), "float32")])
+    w = w / (1 + 0.1 * 0.5 / np.abs(w))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), w, rtol=1e-5)
+
+
+def test_config_stays_short_for_models_of_many_variables():
+    variables = []
+    for block in range(100):
+        with keras.name_scope(f"block_{block}"):
+            for name in ("kernel", "bias", "gamma"):
+                variables.append(keras.Variable(keras.ops.ones((2, 2)), name=name))
+    optimizer = LpAdamW(overrides={"block_5": {"p": 0.5}})
+    optimizer.build(variables)
+    described = optimizer.get_config()["selection"]
+    assert len(json.dumps(described)) < 600
+    twin = LpAdamW.from_config(json.loads(json.dumps(optimizer.get_config())))
+    twin.build(variables)
+    assert twin.decayed_variables == optimizer.decayed_variables == variables[::3]
+    assert twin.steered_exponents() == optimizer.steered_exponents()
+
+
+def test_included_variables_are_decayed_whatever_their_name():
+    alpha = keras.Variable(keras.ops.ones((2, 2)), name="W_alpha")
+    kernel = keras.Variable(keras.ops.ones((2, 2)), name="kernel")
+    optimizer = LpSGD(0.1, include="alpha", overrides={"alpha": {"p": 1.0}})
+    optimizer.build([alpha, kernel])
+    assert optimizer.decayed_variables == [alpha, kernel]
+    assert LpSGD.from_config(optimizer.get_config()).include == ("alpha",)
 
 
 @pytest.mark.parametrize(
@@ -721,6 +814,11 @@ def test_optimizer_built_inside_a_traced_function_works_and_warns(mlp, batches):
         ({"weight_decay": 1e39}, r"`weight_decay` must be .*Received: weight_decay=1e\+39"),
         ({"weight_decay": None}, r"`weight_decay` must be .*0 turns the decay off.*=None"),
         ({"reference": "next"}, r"`reference` must be \"previous\".*Received: reference='next'"),
+        (
+            {"initial_zeros": True},
+            r"`initial_zeros` must be .*Received: initial_zeros=True",
+        ),
+        ({"include": 3}, r"`include` must be a regular expression.*Received: include=3"),
         ({"exclude": "("}, r"`exclude` must be a regular expression.*Received: exclude='\('"),
     ],
 )

@@ -210,8 +210,8 @@ def test_override_with_its_own_strength_is_a_scalar_of_state_more():
     optimizer = LpSGD(overrides={"a": {"weight_decay": 0.5}, "b": {"p": 1.0}})
     optimizer.build(weights)
     added = optimizer.variables[len(keras.optimizers.SGD().variables) :]
-    # Two strengths, and how they are scaled for each of the two variables.
-    assert sorted(tuple(variable.shape) for variable in added) == [(), (), (2, 1)]
+    # Two strengths, how they are scaled for each of the two variables, and up to which rate.
+    assert sorted(tuple(variable.shape) for variable in added) == [(), (), (), (2, 1)]
 
 
 @pytest.mark.parametrize(

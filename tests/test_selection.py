@@ -1,4 +1,7 @@
+import contextlib
+import json
 import re
+import warnings
 
 import keras
 import pytest
@@ -74,13 +77,82 @@ def test_excluded_variables_are_not_decayed(mlp):
     ]
 
 
+def own(path, shape=(2, 3)):
+    *scopes, name = path.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(keras.ops.ones(shape), name=name)
+
+
+def test_included_variables_are_decayed_although_their_names_or_shapes_are_those_of_others():
+    variables = [own("W_alpha"), own("scale_mat"), own("bias", (3,)), own("kernel")]
+    assert selection.decayed_variables(variables) == variables[3:]
+    found = selection.decayed_variables(variables, include=["alpha$", "scale_mat", "bias"])
+    assert found == variables
+    found = selection.decayed_variables(variables, exclude=["W_"], include=["alpha$"])
+    assert found == variables[3:]
+    with pytest.raises(ValueError, match=r"`include` has a pattern .*include='beta'.*W_alpha"):
+        selection.decayed_variables(variables, include=["beta"])
+
+
+def test_pattern_that_matches_the_name_of_the_model_and_so_everything_is_warned_of(mlp):
+    decayed = selection.decayed_variables(mlp().trainable_variables)
+    message = r"`overrides` has a pattern that matches every decayed variable.*\{'mlp': \.\.\.\}"
+    with pytest.warns(UserWarning, match=message):
+        selection.find_overrides(decayed, ["mlp"])
+    with pytest.warns(UserWarning, match="`include` has a pattern that matches every trainable"):
+        selection.decayed_variables(mlp().trainable_variables, include=["mlp"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selection.find_overrides(decayed[:1], ["hidden"])  # The only variable there is.
+        selection.find_overrides(decayed, ["hidden"])
+
+
+def made(decayed, names=("dense/kernel", "dense/bias", "dense_1/kernel"), patterns=((), ())):
+    variables = [own(name) for name in names]
+    chosen = [(variables[position], override) for position, override in decayed]
+    return selection.Selection.of(variables, chosen, patterns), variables
+
+
+def test_selection_survives_json_in_short():
+    chosen = [(0, None), (1, None), (2, 1), (3, None), (4, 0), (5, 1), (7, 1)]
+    one, _ = made(chosen, [f"v{n}" for n in range(8)])
+    described = json.loads(json.dumps(one.to_dict()))
+    assert described["decayed"] == ["0-1 3", "4", "2 5 7"]
+    assert selection.Selection.from_dict(described) == one
+    assert selection.Selection.from_dict(made([])[0].to_dict()).decayed == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "patterns", "fits"),
+    [
+        (("dense/kernel", "dense/bias", "dense_1/kernel"), ((), ()), True),
+        (("dense_4/kernel", "dense_4/bias", "dense_5/kernel"), ((), ()), True),
+        (("dense_4/kernel", "dense_4/bias", "dense_6/kernel"), ((), ()), False),
+        (("conv/kernel", "conv/bias", "conv_1/kernel"), ((), ()), False),
+        (("dense/kernel", "dense/bias", "dense_1/kernel"), (("a",), ()), False),
+        (("dense/kernel", "dense/bias"), ((), ()), False),
+    ],
+)
+def test_selection_fits_variables_that_automatic_names_alone_tell_apart(names, patterns, fits):
+    one, _ = made([(0, None)])
+    assert one.fits([own(name) for name in names], patterns) is fits
+
+
+def test_selection_does_not_fit_variables_of_other_shapes():
+    one, variables = made([(0, None)])
+    assert one.fits(variables, ((), ()))
+    assert not one.fits([own(v.path, (3, 3)) for v in variables], ((), ()))
+
+
 def test_pattern_that_matches_no_variable_is_an_error_that_lists_the_paths(mlp):
     with pytest.raises(ValueError, match=r"`exclude`.*exclude='embed'.*mlp/hidden/kernel"):
         selection.decayed_variables(mlp().trainable_variables, ["embed"])
 
 
 def test_no_variable_left_to_decay_is_an_error(mlp):
-    with pytest.raises(ValueError, match=r"no variable to decay.*Received: exclude=\['kernel'\]"):
+    with pytest.raises(ValueError, match=r"no variable to decay.*Received: .*exclude=\['kernel'\]"):
         selection.decayed_variables(mlp().trainable_variables, ["kernel"])
 
 

@@ -41,8 +41,9 @@ def _for_tensorflow(function: Callable[[], Any], model: keras.Model) -> Callable
     import tensorflow as tf
 
     strategy = model.distribute_strategy
-    # XLA compiles for one device.
-    compiled_function = tf.function(function, jit_compile=strategy.num_replicas_in_sync == 1)
+    # XLA compiles for one device. What is computed has no control flow for AutoGraph to rewrite.
+    is_one = strategy.num_replicas_in_sync == 1
+    compiled_function = tf.function(function, jit_compile=is_one, autograph=False)
 
     def call() -> Any:
         with strategy.scope():

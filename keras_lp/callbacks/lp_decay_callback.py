@@ -6,7 +6,6 @@ model's optimizer, so that `BackupAndRestore` keeps it with the weights.
 """
 
 import functools
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +15,8 @@ from keras_lp.callbacks.compiling import compiled
 from keras_lp.callbacks.training import (
     add_logs,
     batches_seen,
+    between_steps,
+    has_variables,
     innermost,
     lp_optimizers,
     strategy_scope,
@@ -23,9 +24,10 @@ from keras_lp.callbacks.training import (
 from keras_lp.optimizers.arguments import DecayArguments
 from keras_lp.optimizers.decay_only import DecayOnly
 from keras_lp.optimizers.lp_update import document
-from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
-from keras_lp.selection import list_paths
-from keras_lp.sparsity.report import check_model
+from keras_lp.optional import is_tf_keras_model
+from keras_lp.selection import list_paths, optimizers_of
+from keras_lp.sparsity.report import check_is_model
+from keras_lp.warning import warn
 
 
 @document
@@ -42,7 +44,12 @@ class LpDecayCallback(keras.callbacks.Callback):
     Adds to the logs of each epoch: `sparsity` (share of zeros in the decayed variables),
     `nonzero` (the number of other entries), `weight_decay` and `p`. Place it before the
     callbacks that are to see them, and before those that change the learning rate after a
-    batch: the decay goes by the rate of the step that was made.
+    batch: the decay goes by the rate of the step that was made. Before callbacks that change
+    weights after a batch, such as a clipping, it decays what the step made, as an Lp optimizer
+    does; after them, what they made of it.
+
+    A model that `fit` builds in its first batch, as TensorFlow does with one that has no input
+    shape, is decayed from the second batch on.
 
     Args:
         {{lp_arguments}}
@@ -51,10 +58,10 @@ class LpDecayCallback(keras.callbacks.Callback):
             with `exclude`.
 
     Raises:
-        {{raises}} At the beginning of the training, if the model is not built, or the rule
-            cannot hold: its optimizer or a second callback decays by an Lp rule already, it
-            averages weights (`use_ema`) or is a `MultiOptimizer`, `Ftrl` or
-            `ScheduleFreeAdamW`, or `steps_per_execution` is not 1.
+        {{raises}} At the beginning of the training, if the rule cannot hold: the model's
+            optimizer or a second callback decays by an Lp rule already, it averages weights
+            (`use_ema`) or is a `MultiOptimizer`, `Ftrl` or `ScheduleFreeAdamW`, or
+            `steps_per_execution` is not 1.
 
     Example:
     >>> model.compile(optimizer="adam", loss="mse")
@@ -73,20 +80,40 @@ class LpDecayCallback(keras.callbacks.Callback):
         exclude: str | Iterable[str] | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        include: str | Iterable[str] | None = None,
+        initial_zeros: str | None = None,
         optimizer: keras.optimizers.Optimizer | None = None,
     ) -> None:
         super().__init__()
-        arguments = DecayArguments.of(weight_decay, p, reference, exclude, overrides)
+        arguments = DecayArguments.of(
+            weight_decay, p, reference, initial_zeros, include, exclude, overrides
+        )
         self._arguments = {**vars(arguments), "overrides": dict(arguments.overrides)}
-        self._decay = DecayOnly(**self._arguments)
         self._optimizer = optimizer
+        self._forget()
+
+    def _forget(self) -> None:
+        """Is as it was created: knows of no model."""
+        self._last_model: Any = None
+        self._decay = DecayOnly(**self._arguments)
         self._variables: list[Any] = []  # Those that the decay is built for.
         self._leader: Any = None
         self._counts_all = False  # Inside a LossScaleOptimizer it leaves out what overflows.
-        self._apply: Any = None
+        self._take: Any = None  # Compiled: takes the weights before a step,
+        self._apply: Any = None  # and decays after it.
         self._is_following = False  # Whether the decay knows the weights before the next step.
         self._batches = self._batches_before = 0  # that the optimizer has seen
         self._has_warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle keeps: what it was created with, and nothing of a training."""
+        return {"arguments": self._arguments, "optimizer": self._optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Is created from what pickle kept."""
+        LpDecayCallback.__init__(self)
+        self._arguments, self._optimizer = state["arguments"], state["optimizer"]
+        self._forget()
 
     @property
     def weight_decay(self) -> Any:
@@ -97,7 +124,7 @@ class LpDecayCallback(keras.callbacks.Callback):
     def weight_decay(self, value: Any) -> None:
         self._decay.weight_decay = value
         self._arguments["weight_decay"] = value
-        if self._decay.is_applied:
+        if self._decay.is_applied and self._variables and not self._is_following:
             self._follow_from_now()
 
     @property
@@ -113,25 +140,47 @@ class LpDecayCallback(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Puts the decay beside the optimizer of a model."""
         super().set_model(model)
+        if model is not self._last_model:
+            self._last_model, self._has_warned = model, False
         self._is_legacy = is_tf_keras_model(model)
-        (_check_legacy if self._is_legacy else check_model)(model)
+        if self._is_legacy:
+            _check_backend()
+        else:
+            check_is_model(model)
         leader = innermost(self._optimizer or getattr(model, "optimizer", None))
         _check(model, leader)
         if leader is not self._leader:
             self._leader, self._apply = leader, None
-        self._counts_all = self._leader is model.optimizer
-        if list(map(id, self._variables)) != list(map(id, model.trainable_variables)):
-            with strategy_scope(model):
+        self._counts_all = self._leader is self._home
+        if has_variables(model):
+            self._build()
+        elif self._variables:  # of another model
+            self._decay, self._variables = DecayOnly(**self._arguments), []
+        self._stand_beside()
+
+    @property
+    def _home(self) -> Any:
+        """The optimizer beside which the decay stands, where Keras saves it with the model."""
+        return getattr(self.model, "optimizer", None) or self._optimizer
+
+    def _build(self) -> None:
+        """Makes the decay for the variables that the model has now."""
+        variables = self.model.trainable_variables
+        if list(map(id, self._variables)) != list(map(id, variables)):
+            with strategy_scope(self.model):
                 self._decay = DecayOnly(**self._arguments)
-                self._decay.build(model.trainable_variables)
-            self._variables = model.trainable_variables
+                self._decay.start(self._leader)
+                self._decay.build(variables)
+            self._variables = variables
             self._apply = None
+
+    def _stand_beside(self) -> None:
         self._decay.is_applied, self._decay.has_begun = True, False
-        model.optimizer.lp_decay = self._decay
+        self._home.lp_decay = self._decay
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Checks that no second callback has taken the place of this one."""
-        beside = self.model.optimizer.lp_decay
+        beside = self._home.lp_decay
         own = set(map(id, self.decayed_variables))
         twice = [v for v in beside.decayed_variables if id(v) in own]
         if beside is not self._decay and twice:
@@ -152,19 +201,26 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins to follow the optimizer."""
-        self._decay.start(self._leader)
         self._decay.has_begun = True
         self._is_following = False
         self._batches = self._batches_before = batches_seen(self._leader)
+        if self._variables:
+            self._start()
+
+    def _start(self) -> None:
+        """Goes on from the optimizer's step count and learning rate of now."""
+        self._decay.start(self._leader)
         if self._apply is None:
-            follow = functools.partial(self._decay.follow, self._leader)
-            self._apply = compiled(follow, *self._decay.followed(self._leader), self.model)
+            decay, leader = self._decay, self._leader
+            copies, others = decay.copies, decay.decayed_variables
+            self._take = compiled(decay.take_weights, copies, others, self.model)
+            follow = functools.partial(decay.follow, leader)
+            self._apply = compiled(follow, *decay.followed(leader), self.model)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Takes the weights of now, at the start of an epoch and where the decay was off."""
-        if batch == 0:  # Another callback may have changed them since.
-            self._is_following = False
-        self._follow_from_now()
+        """Takes the weights of now: another callback may have changed them since the last step."""
+        if self._variables:
+            self._follow_from_now()
 
     # What tf_keras asks its callbacks, in names of its own.
     _supports_tf_logs = True
@@ -181,39 +237,52 @@ class LpDecayCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Decays, if the optimizer has made a step."""
         self._batches += 1
-        if not self._decay.may_decay:
+        if not self._variables:
+            self._begin_late()
+        elif not self._decay.may_decay:
             self._is_following = False
         elif self._is_following and not self._is_between_steps():
-            self._apply()
+            with between_steps(self.model):
+                self._apply()
+
+    def _begin_late(self) -> None:
+        """Begins with a model that the first batch has built."""
+        with between_steps(self.model):
+            self._build()
+            self._stand_beside()
+            self._decay.has_begun = True
+            self._start()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds to the logs; warns if the optimizer made no step, so that nothing was decayed."""
         steps = batches_seen(self._leader) - self._batches_before
         batches = self._batches - self._batches_before
-        if steps > batches and not self._has_warned:
+        # Where data ends unexpectedly, TensorFlow counts a step for the batch that never came.
+        if steps > batches + 1 and not self._has_warned:
             self._has_warned = True
-            warnings.warn(
+            warn(
                 "`LpDecayCallback` decays once after each batch, and the optimizer "
                 f"{self._leader.name!r} makes several steps in one: {steps} in {batches}. Use "
-                "`LpDecay(optimizer)` or an Lp optimizer, which decay in each step.",
-                stacklevel=2,
+                "`LpDecay(optimizer)` or an Lp optimizer, which decay in each step."
             )
         if steps == 0:
-            warnings.warn(
+            warn(
                 f"`LpDecayCallback` decays after the steps of {self._leader.name!r}, which made "
                 "none in this epoch. If the model trains with another optimizer, pass that one: "
-                "`LpDecayCallback(optimizer=...)`.",
-                stacklevel=2,
+                "`LpDecayCallback(optimizer=...)`."
             )
         add_logs(self.model, logs)
 
     def _follow_from_now(self) -> None:
-        """Takes the weights of now for those before the next step, unless they are known."""
-        if self._decay.may_decay and not self._is_following:
+        """Takes the weights of now for those before the next step."""
+        if not self._decay.may_decay:
+            return
+        if not self._is_following:
             with strategy_scope(self.model):  # Under JAX, `model` syncs its state.
                 self._decay.start(self._leader)
-                self._decay.take_weights()
-            self._is_following = True
+        if self._decay.copies:
+            self._take()
+        self._is_following = True
 
     def _is_between_steps(self) -> bool:
         """Whether the optimizer has only accumulated the gradients of this batch."""
@@ -236,7 +305,7 @@ _REFUSED = {
 }
 
 
-def _check_legacy(model: Any) -> None:
+def _check_backend() -> None:
     """Raises an error unless a model of tf_keras can be trained with the callback."""
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
@@ -244,7 +313,6 @@ def _check_legacy(model: Any) -> None:
             "Start the process with KERAS_BACKEND=tensorflow. "
             f"Received: backend={keras.backend.backend()!r}"
         )
-    check_tf_keras_is_built(model)
 
 
 def _check(model: keras.Model, leader: Any) -> None:
@@ -256,7 +324,7 @@ def _check(model: keras.Model, leader: Any) -> None:
             f"Received: optimizer={leader!r}"
         )
     received = f"Received: optimizer={leader!r}"
-    if any(not isinstance(each, DecayOnly) for each in lp_optimizers(model)):
+    if any(not isinstance(each, DecayOnly) for each in lp_optimizers(optimizers_of(model))):
         raise ValueError(
             "The model's optimizer decays by an Lp rule already; the callback would do so "
             f"a second time. Leave out one of the two. {received}"

@@ -6,6 +6,7 @@ Source: Zhu and Gupta, "To prune, or not to prune", arXiv:1710.01878, and
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -174,6 +175,42 @@ def as_schedule(schedule: Any) -> PolynomialSparsity:
         "`ConstantSparsity`, or an object of these two of TF-MOT's (`PolynomialDecay`, "
         f"`ConstantSparsity`). Received: schedule={schedule!r}"
     )
+
+
+def schedule_of(
+    schedule: Any, final_sparsity: float | None, steps: Mapping[str, Any]
+) -> PolynomialSparsity:
+    """What the arguments of `SparsityTarget` describe.
+
+    Args:
+        schedule: The name of a form, or an object as `as_schedule` takes it.
+        final_sparsity: What to end at; `None` with an object.
+        steps: `begin_step`, `end_step` and `frequency`; all `None` with an object.
+
+    Raises:
+        ValueError: If they do not fit together.
+    """
+    if hasattr(final_sparsity, "frequency") or hasattr(final_sparsity, "get_config"):
+        raise ValueError(
+            "Pass a schedule object by its name: `SparsityTarget(schedule=...)`. "
+            f"Received: final_sparsity={final_sparsity!r}"
+        )
+    if isinstance(schedule, str) and schedule in POWERS:
+        if final_sparsity is None:
+            raise ValueError(
+                "Argument `final_sparsity` is needed: the share of weights that are to be zero, "
+                "0.9 for 90 %. Received: final_sparsity=None"
+            )
+        return PolynomialSparsity(None, final_sparsity, power=POWERS[schedule], **steps)
+    converted = as_schedule(schedule)
+    given = {name: value for name, value in steps.items() if value is not None}
+    if final_sparsity is not None or given:
+        raise ValueError(
+            "With a schedule object leave out `final_sparsity`, `begin_step`, `end_step` and "
+            "`frequency`, which the object says. Received: "
+            f"schedule={schedule!r}, final_sparsity={final_sparsity!r}, {steps}"
+        )
+    return converted
 
 
 def _check_step(name: str, value: Any, least: int) -> None:

@@ -6,7 +6,6 @@ end it prunes what is left over, freezes the zeros and turns the decay off.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,23 +13,28 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lp.callbacks import advice, steering
 from keras_lp.callbacks.control import PINNING, Course, strength
 from keras_lp.callbacks.measuring import Magnitudes, measure
-from keras_lp.callbacks.schedules import POWERS, PolynomialSparsity, as_schedule
+from keras_lp.callbacks.memory import TargetMemory
+from keras_lp.callbacks.schedules import schedule_of
 from keras_lp.callbacks.training import (
     add_logs,
+    after_the_callbacks,
     batches_done,
     batches_seen,
+    between_steps,
     lp_optimizers,
     strategy_scope,
 )
-from keras_lp.optimizers.decay_only import DecayOnly, learning_rate_at, step_count
-from keras_lp.selection import check_patterns, find_overrides, list_paths
-from keras_lp.sparsity.freezing import check_averages, freeze_zeros, unfreeze_zeros
+from keras_lp.optimizers.decay_only import DecayOnly
+from keras_lp.selection import check_patterns, find_overrides, list_paths, optimizers_of
+from keras_lp.sparsity.freezing import check_averages, freeze, unfreeze
 from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
-from keras_lp.sparsity.report import by_layer, check_model
+from keras_lp.sparsity.report import by_layer, check_is_model
+from keras_lp.warning import warn
 
-_LARGEST_CLOSING = 0.03  # of the weights; more of them are worth a warning
+_WORST = 1e30  # of the monitored log; a number, as trackers and tuners take no infinite one
 
 
 class SparsityTarget(keras.callbacks.Callback):
@@ -50,12 +54,19 @@ class SparsityTarget(keras.callbacks.Callback):
 
     What it has to know is saved with the optimizer, so that `BackupAndRestore` resumes it. A
     model of `keras.models.load_model` begins anew, from the zeros it has; where it has the
-    target already, `keras_lp.freeze_zeros` is enough. Callbacks that keep the best weights, such
-    as `EarlyStopping(restore_best_weights=True)`, should start after `end_step`: weights from
-    before it have fewer zeros.
+    target already, `keras_lp.freeze_zeros` is enough. `OrbaxCheckpoint` does not save it.
 
     Adds `sparsity`, `nonzero`, `weight_decay` and `p` to the logs of each epoch. Place it after
-    an `LpDecayCallback`, and before the callbacks that are to see the logs.
+    an `LpDecayCallback`, and before the callbacks that are to see the logs. Weights from before
+    the end have fewer zeros: what keeps the best ones (`ModelCheckpoint(save_best_only=True)`,
+    `EarlyStopping`, a tuner) has to go by the log `target_val_loss`. From the end on it is
+    `val_loss`; before it is worse than any, and a little less so each epoch, so that nobody's
+    patience ends.
+
+    A model that `fit` builds in its first batch, as TensorFlow does with one that has no input
+    shape, is steered from the second batch on. In a loop of your own call `set_model`,
+    `on_epoch_begin`, and `on_train_batch_end` after each step, and pass `begin_step` and
+    `end_step`.
 
     Args:
         final_sparsity: Float in [0, 1], the share of zeros in the decayed variables.
@@ -73,11 +84,17 @@ class SparsityTarget(keras.callbacks.Callback):
         overrides: Dictionary from regular expressions, searched in the paths of the decayed
             variables, to the final sparsity of those that match, ranked on their own:
             `{"embedding": 0.5}`. The first that matches counts. Defaults to `None`.
+        optimizer: The Lp optimizer to steer, or a list of them, or those whose steps an
+            `LpDecayCallback` follows. Defaults to what the model is compiled with and any that
+            are attributes of it, as in a GAN.
+        monitor: Name of the log that `target_...` is made of. Defaults to `"val_loss"`.
+        mode: `"min"` if less of it is better, or `"max"`. Defaults to `"min"`.
 
     Raises:
+        TypeError: If `optimizer` is none.
         ValueError: If an argument is out of its range; at the beginning of the training, if
-            the model is not built, has no Lp optimizer or `LpDecayCallback` or one whose
-            strength cannot be steered, or it has more zeros than `final_sparsity` asks for.
+            the model has no Lp optimizer or `LpDecayCallback` or one whose strength cannot be
+            steered, or it has more zeros than `final_sparsity` asks for.
 
     Example:
     >>> model.compile(keras_lp.LpAdamW(1e-3), "sparse_categorical_crossentropy")
@@ -96,51 +113,96 @@ class SparsityTarget(keras.callbacks.Callback):
         *,
         scope: str = "global",
         overrides: Mapping[str, float] | None = None,
+        optimizer: Any = None,
+        monitor: str = "val_loss",
+        mode: str = "min",
     ) -> None:
         super().__init__()
         check_scope(scope)
         steps = {"begin_step": begin_step, "end_step": end_step, "frequency": frequency}
-        self._schedule = _schedule(schedule, final_sparsity, steps)
+        self._schedule = schedule_of(schedule, final_sparsity, steps)
         self._scope = scope
         self._overrides = _check_overrides(overrides)
+        self._given = steering.as_optimizers(optimizer)
+        self._monitor, self._mode = monitor, _check_mode(mode)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Is as it was created: knows of no model."""
+        self._last_model: Any = None
+        self._decays: list[Any] = []  # What is steered; none before the model is built.
         self._variables: list[Any] = []  # of the model that it was used for last
-        self._step = 0  # since the start; what follows is known from the first epoch on
-        self._epoch_start = self._begin = self._end = 0
-        self._every = 1
-        self._has_warned = False
+        self._groups: list[tuple[list[Any], float]] = []
         self._memory: Any = None
-        self._is_closed = False
+        self._step = 0  # since the start; what follows is known from the first epoch on
+        self._epoch = self._epoch_start = self._begin = self._end = 0
+        self._every = 1
+        self._has_begun = self._is_closed = self._is_frozen = self._is_known = False
+        self._has_warned_of: set[str] = set()
+        self._highest_rate = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle keeps: what it was created with, and nothing of a training."""
+        names = ("_schedule", "_scope", "_overrides", "_given", "_monitor", "_mode")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Is created from what pickle kept."""
+        keras.callbacks.Callback.__init__(self)
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._forget()
 
     def set_model(self, model: keras.Model) -> None:
         """Finds what to steer, and puts the memory of this callback beside the optimizer."""
         super().set_model(model)
-        check_model(model)
+        check_is_model(model)
+        if model is not self._last_model:
+            self._last_model, self._has_warned_of = model, set()
+        self._has_begun = False
+        self._step = 0  # The memory knows; a training that was interrupted may go back.
+        for decay in self._find():
+            if isinstance(decay, DecayOnly):
+                decay.has_begun = False  # Unless its callback says so, it is one of old.
+        self._prepare()
+
+    def _find(self) -> list[Any]:
+        return steering.find_decays(self._given or optimizers_of(self.model))
+
+    def _prepare(self) -> None:
+        """Gets to know the variables, unless `fit` is to build them yet."""
+        model = self.model
         with strategy_scope(model):
-            self._decays = _steerable(model)
-            check_averages(model.optimizer)
-            for decay in self._decays:
-                if isinstance(decay, DecayOnly):
-                    decay.has_begun = False  # Unless its callback says so, it is one of old.
+            self._decays = steering.built_decays(self._find(), model)
+            if not self._decays:
+                return
+            self._home = self._home_of(self._decays[0])
+            check_averages(self._home)
             variables = [v for decay in self._decays for v in decay.decayed_variables]
-            beside = getattr(model.optimizer, "sparsity_target", None)
-            is_known = list(map(id, variables)) == list(map(id, self._variables))
-            if beside is None or beside is not self._memory or not is_known:
+            beside = getattr(self._home, "sparsity_target", None)
+            self._is_known = beside is not None  # What the optimizer did: some target was here.
+            is_same = list(map(id, variables)) == list(map(id, self._variables))
+            if beside is None or beside is not self._memory or not is_same:
                 self._start_on(model, variables)
         # Beside the optimizer it is saved with the weights, and no part of the model.
-        model.optimizer.sparsity_target = self._memory
-        self._step = 0  # The memory knows; a training that was interrupted may go back.
+        self._home.sparsity_target = self._memory
+
+    def _home_of(self, decay: Any) -> Any:
+        """The optimizer that a decay is, or is in, or stands beside."""
+        candidates = self._given or optimizers_of(self.model)
+        return next(one for one in candidates if decay in lp_optimizers([one]))
 
     def _start_on(self, model: keras.Model, variables: list[Any]) -> None:
         """Forgets what it was used for before."""
         self._variables = variables
         self._groups = self._group(model, variables)
         self._look = measure([members for members, _ in self._groups], model)
-        self._memory = _Memory(len(self._groups))
+        self._memory = TargetMemory(len(self._groups))
         self._is_frozen = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Checks that no second callback has taken the place of this one."""
-        if self.model.optimizer.sparsity_target is not self._memory:
+        if self._decays and self._home.sparsity_target is not self._memory:
             raise ValueError(
                 "Two `SparsityTarget` cannot steer one model. Leave out one; other targets for "
                 "some variables are `SparsityTarget(overrides={'embedding': 0.5})`. Received: two "
@@ -149,25 +211,36 @@ class SparsityTarget(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins, or goes on where a training that was interrupted has been."""
+        self._epoch = epoch
+        if self._decays:
+            self._begin_epoch()
+
+    def _begin_epoch(self, late: int = 0) -> None:
+        """Begins, so many batches after the epoch did."""
         if any(isinstance(decay, DecayOnly) and not decay.has_begun for decay in self._decays):
-            raise _nothing_to_steer(self.model)
-        memory, seen = self._memory, batches_seen(self.model.optimizer)
+            raise steering.nothing_to_steer([self._home])
+        memory = self._memory
+        seen = batches_seen(steering.leader_of(self._decays[0])) - late
         is_new = _numbers(memory.start) < 0
         if is_new:
             found = self._look()
             self._check_room(found)
+            self._advise_on_past(found, seen)
+            memory.span.assign(self._schedule.span(self._steps_from(self._epoch)))
             memory.start.assign(seen)
-            memory.span.assign(self._schedule.span(self._steps_from(epoch)))
             # Decays nothing yet, but keeps zeros zero where there are some.
             self._give([PINNING if one.zeros else 0.0 for one in found])
         self._begin, self._end = _numbers(memory.span)
         every = self._schedule.every(self._end - self._begin)
-        self._every = max(every, self.model.steps_per_execution)
+        self._every = max(every, getattr(self.model, "steps_per_execution", 1))
         self._is_closed = bool(_numbers(memory.is_closed))
         # Read once in an epoch; what is saved at its end is what is read at the next begin.
         self._initials = _numbers(memory.initial)
         self._log_speeds = _numbers(memory.log_speed)
-        self._step = self._epoch_start = max(self._step, seen - _numbers(memory.start))
+        # The optimizer knows where a training is resumed; TensorFlow counts a step more at the end
+        # of data whose length it does not know.
+        self._step = self._epoch_start = self._step or seen - _numbers(memory.start)
+        self._has_begun = True
         if is_new and self._begin == 0:
             self._steer()
         if self._is_closed:
@@ -175,36 +248,51 @@ class SparsityTarget(keras.callbacks.Callback):
             if not self._is_frozen:
                 self._freeze()
         elif self._is_frozen:  # It was interrupted after the end, and goes on from before.
-            unfreeze_zeros(self.model)
+            unfreeze(self._variables, self.model)
             self._is_frozen = False
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Steers every few steps, and closes at the last one."""
         done = batches_done(batch, self.params)
+        if not self._has_begun:
+            with between_steps(self.model):
+                self._prepare()
+                if not self._decays:
+                    return
+                self._begin_epoch(late=done)
         before, self._step = self._step, self._epoch_start + done
         if self._is_closed or self._step < self._begin:
             return
         if self._step >= self._end:
-            self._close()
+            with between_steps(self.model):
+                self._close()
         elif self._looks(self._step) > self._looks(before):
-            self._steer()
+            with between_steps(self.model):
+                self._steer()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds to the logs."""
+        if not self._has_begun:
+            raise steering.nothing_to_steer(self._given or optimizers_of(self.model))
         add_logs(self.model, logs, self._count)
+        self._add_monitored(logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Warns once if the training was too short."""
+        """Warns if the training was too short, or other callbacks put earlier weights back."""
         has_trained = self._step > 0  # A backup may be of the end, with nothing left to do.
-        if has_trained and not (self._is_closed or self._has_warned):
-            self._has_warned = True  # Not after each `fit` of a loop.
-            warnings.warn(
-                f"The training ended at step {self._step}, before `end_step={self._end}`: the "
-                "sparsity is not the final one. Train on with the same callback, or make the "
-                "rest zero with `keras_lp.prune`. The optimizer keeps the `weight_decay` that "
-                "was set last.",
-                stacklevel=2,
-            )
+        if has_trained and not self._is_closed:
+            self._warn("end", advice.of_early_end(self._step, self._end))
+        elif has_trained:
+            after_the_callbacks(self, self._check_zeros)
+
+    def _check_zeros(self) -> None:
+        self._warn("zeros", advice.of_lost_zeros(self._look(), self._finals))
+
+    def _warn(self, kind: str, message: str | None) -> None:
+        """Warns once of a kind, not after each `fit` of a loop."""
+        if message and kind not in self._has_warned_of:
+            self._has_warned_of.add(kind)
+            warn(message)
 
     def _count(self) -> tuple[int, int]:
         """Numbers of zeros and of entries."""
@@ -213,8 +301,9 @@ class SparsityTarget(keras.callbacks.Callback):
 
     def _steps_from(self, epoch: int) -> int | None:
         """The number of steps of the training that begins with an epoch, if it is known."""
-        steps = self.params.get("steps")
-        return steps and steps * (self.params["epochs"] - epoch)
+        params = self.params or {}
+        steps, epochs = params.get("steps"), params.get("epochs")
+        return steps * (epochs - epoch) if steps and epochs else None
 
     def _looks(self, step: int) -> int:
         """How many looks at the weights are due up to a step, after that at the begin."""
@@ -226,7 +315,9 @@ class SparsityTarget(keras.callbacks.Callback):
         if math.isnan(self._initials[0]):
             memory.initial.assign(self._initial(found))
             self._initials = _numbers(memory.initial)
-        rates = self._rates()
+            self._advise_on_haste(found)
+        decay_rates = [steering.rate_until(decay, self._every) for decay in self._decays]
+        rates = self._rates_of_groups(decay_rates)
         speeds, magnitudes = [], []
         for (_, final), initial, before, one, rate in zip(
             self._groups, self._initials, self._log_speeds, found, rates, strict=True
@@ -239,31 +330,51 @@ class SparsityTarget(keras.callbacks.Callback):
             magnitudes.append(magnitude)
         memory.log_speed.assign(speeds)
         self._log_speeds = np.asarray(speeds, "float32").tolist()  # As they are saved.
-        for decay in self._decays:
-            groups = [self._group_of[id(variable)] for variable in decay.decayed_variables]
-            decay.steer(
-                [
-                    strength(speeds[group], magnitudes[group], p, self._every, rates[group])
-                    for group, p in zip(groups, decay.steered_exponents(), strict=True)
-                ]
-            )
+        for decay, rate in zip(self._decays, decay_rates, strict=True):
+            strengths = [
+                strength(speeds[group], magnitudes[group], p, self._every, rates[group])
+                for group, p in zip(self._groups_of(decay), decay.steered_exponents(), strict=True)
+            ]
+            decay.steer(strengths, rate)
+            self._advise_on_force(decay, strengths, found)
+        self._advise_on_rate(found, max(rates))
 
-    def _rates(self) -> list[float]:
-        """The learning rate of each group; the largest, where several optimizers share one.
-
-        Of now or of the next look, since a rate that is warming up would make a strength
-        that suits its beginning far too strong.
-        """
-        rates = [0.0] * len(self._groups)
+    def _advise_on_haste(self, found: Sequence[Magnitudes]) -> None:
         for decay in self._decays:
-            leader = decay.leader() if isinstance(decay, DecayOnly) else decay
-            now = ops.convert_to_tensor(step_count(leader))
-            is_constant = isinstance(leader.learning_rate, keras.Variable)
-            counts = (now,) if is_constant else (now, now + self._every)
-            rate = max(_numbers(learning_rate_at(leader, count)) for count in counts)
-            for group in (self._group_of[id(variable)] for variable in decay.decayed_variables):
-                rates[group] = max(rates[group], rate)
-        return rates
+            steps, rate = steering.steps_and_rate(decay, self._end - self._begin)
+            groups = set(self._groups_of(decay))
+            largest = max(found[group].quantile(self._finals[group]) for group in groups)
+            self._warn("haste", advice.of_haste(largest, steps, rate))
+
+    def _advise_on_force(
+        self, decay: Any, strengths: Sequence[float], found: Sequence[Magnitudes]
+    ) -> None:
+        if "haste" in self._has_warned_of:  # It said so.
+            return
+        groups, exponents = self._groups_of(decay), decay.steered_exponents()
+        for group, strong, p in zip(groups, strengths, exponents, strict=True):
+            median = found[group].quantile((1 + self._finals[group]) / 2)
+            self._warn("force", advice.of_force(strong, median, p))
+
+    def _advise_on_rate(self, found: Sequence[Magnitudes], rate: float) -> None:
+        self._highest_rate = max(self._highest_rate, rate)
+        sizes = [one.size for one in found]
+        zeros = sum(one.zeros for one in found)
+        first, last = (np.dot(sizes, shares) for shares in (self._initials, self._finals))
+        left = (last - zeros) / max(last - first, 1)
+        self._warn("rate", advice.of_falling_rate(self._highest_rate, rate, left))
+
+    def _rates_of_groups(self, rates: Sequence[float]) -> list[float]:
+        """The learning rate of each group; the largest, where several optimizers share one."""
+        found = [0.0] * len(self._groups)
+        for decay, rate in zip(self._decays, rates, strict=True):
+            for group in self._groups_of(decay):
+                found[group] = max(found[group], rate)
+        return found
+
+    def _groups_of(self, decay: Any) -> list[int]:
+        """The number of the group of each variable of a decay."""
+        return [self._group_of[id(variable)] for variable in decay.decayed_variables]
 
     def _close(self) -> None:
         """Makes the sparsity exact, keeps the zeros and ends the decay."""
@@ -275,45 +386,37 @@ class SparsityTarget(keras.callbacks.Callback):
         self._turn_off()
         self._memory.is_closed.assign(1)
         self._is_closed = True
-        self._warn_of(found)
-
-    def _warn_of(self, found: Sequence[Magnitudes]) -> None:
-        """Warns if the decay had made too many zeros by the end, or far too few."""
-        over = [
-            f"{one.sparsity:.2%} in place of {final:.2%} of {list_paths(variables, 3)}"
-            for one, (variables, final) in zip(found, self._groups, strict=True)
-            if one.zeros > round(final * one.size)
-        ]
-        if over:
-            warnings.warn(
-                "More weights became zero than `SparsityTarget` asked for, and zeros do not come "
-                f"back: {'; '.join(over)}. Leave more steps between `begin_step` and `end_step`.",
-                stacklevel=2,
-            )
-        under = [
-            f"{final - one.sparsity:.2%} of {list_paths(variables, 3)}"
-            for one, (variables, final) in zip(found, self._groups, strict=True)
-            if final * one.size - one.zeros > max(_LARGEST_CLOSING * one.size, 1)
-        ]
-        if under:
-            warnings.warn(
-                "The decay had not made enough zeros at `end_step`, and weights became zero by "
-                f"their magnitude alone: {'; '.join(under)}. Leave more steps between "
-                "`begin_step` and `end_step`, or look at the learning rate.",
-                stacklevel=2,
-            )
+        names = [list_paths(variables, 3) for variables, _ in self._groups]
+        self._warn("excess", advice.of_excess(found, self._finals, names))
+        self._warn("closing", advice.of_closing(found, self._finals, names))
 
     def _freeze(self) -> None:
-        freeze_zeros(self.model)
+        freeze(self._variables, self.model)
         self._is_frozen = True
 
     def _turn_off(self) -> None:
         self._give([0.0] * len(self._groups))
 
     def _give(self, strengths: Sequence[float]) -> None:
-        """Gives each group its strength, whatever the exponents."""
+        """Gives each group its strength, whatever the exponents and the learning rates."""
         for decay in self._decays:
-            decay.steer([strengths[self._group_of[id(v)]] for v in decay.decayed_variables])
+            decay.steer([strengths[group] for group in self._groups_of(decay)])
+
+    def _add_monitored(self, logs: dict[str, Any] | None) -> None:
+        """Adds the monitored log under a name by which callbacks and tuners find the best epoch."""
+        value = (logs or {}).get(self._monitor)
+        if logs is None or value is None:
+            return
+        if not self._is_closed:  # Worse than any, and less so each epoch, for patience's sake.
+            left = 1 - self._step / self._end
+            value = (_WORST if self._mode == "min" else -_WORST) * (1 + left)
+        logs[f"target_{self._monitor}"] = value
+
+    def _advise_on_past(self, found: Sequence[Magnitudes], steps: int) -> None:
+        """Warns where a training is resumed of which the memory was lost."""
+        has_trained = self._epoch > 0 or any(one.zeros for one in found)
+        if steps > 0 and has_trained and not self._is_known:
+            self._warn("past", advice.of_unknown_past(steps))
 
     def _check_room(self, found: Sequence[Magnitudes]) -> None:
         """Raises ValueError where there are more zeros already than there are to be."""
@@ -328,11 +431,15 @@ class SparsityTarget(keras.callbacks.Callback):
     def _initial(self, found: Sequence[Magnitudes]) -> list[float]:
         """The sparsity from which the way of each group begins."""
         given = self._schedule.initial_sparsity
-        finals = [final for _, final in self._groups]
         return [
             one.sparsity if given is None else min(given, final)
-            for one, final in zip(found, finals, strict=True)
+            for one, final in zip(found, self._finals, strict=True)
         ]
+
+    @property
+    def _finals(self) -> list[float]:
+        """The final sparsity of each group."""
+        return [final for _, final in self._groups]
 
     def _group(self, model: keras.Model, variables: list[Any]) -> list[tuple[list[Any], float]]:
         """Groups of variables that are ranked together, each with its final sparsity."""
@@ -352,72 +459,9 @@ class SparsityTarget(keras.callbacks.Callback):
         return groups
 
 
-@keras.saving.register_keras_serializable("keras_lp", "SparsityTargetMemory")
-class _Memory(keras.layers.Layer):
-    """What a `SparsityTarget` has to know to go on; a layer, since Keras saves layers.
-
-    Args:
-        groups: Number of groups.
-    """
-
-    def __init__(self, groups: int, **arguments: Any) -> None:
-        super().__init__(**{"name": "sparsity_target", **arguments})
-        self.groups = groups
-        # Batches that the optimizer had seen at the start, -1 before it.
-        self.start = self._add("start", (), "int32", -1)
-        self.span = self._add("span", (2,), "int32", 0)  # The steps of the begin and the end.
-        self.is_closed = self._add("is_closed", (), "int32", 0)
-        # For each group its sparsity at the begin, and the logarithm of its speed.
-        self.initial = self._add("initial", (groups,), "float32", math.nan)
-        self.log_speed = self._add("log_speed", (groups,), "float32", math.nan)
-        self.built = True
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads what was saved; nothing from a file that has none of it."""
-        if len(store.keys()) > 0:
-            super().load_own_variables(store)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of the constructor."""
-        return {**super().get_config(), "groups": self.groups}
-
-    def _add(self, name: str, shape: tuple[int, ...], dtype: str, value: float) -> Any:
-        initializer = keras.initializers.Constant(value)
-        return self.add_weight(
-            shape=shape, initializer=initializer, dtype=dtype, trainable=False, name=name
-        )
-
-
 def _numbers(variable: Any) -> Any:
     """A number or a list of them, out of a variable or tensor."""
     return ops.convert_to_numpy(variable).tolist()
-
-
-def _schedule(
-    schedule: Any, final_sparsity: float | None, steps: Mapping[str, Any]
-) -> PolynomialSparsity:
-    """What the arguments of the constructor describe; raises ValueError where they do not."""
-    if hasattr(final_sparsity, "frequency") or hasattr(final_sparsity, "get_config"):
-        raise ValueError(
-            "Pass a schedule object by its name: `SparsityTarget(schedule=...)`. "
-            f"Received: final_sparsity={final_sparsity!r}"
-        )
-    if isinstance(schedule, str) and schedule in POWERS:
-        if final_sparsity is None:
-            raise ValueError(
-                "Argument `final_sparsity` is needed: the share of weights that are to be zero, "
-                "0.9 for 90 %. Received: final_sparsity=None"
-            )
-        return PolynomialSparsity(None, final_sparsity, power=POWERS[schedule], **steps)
-    converted = as_schedule(schedule)
-    given = {name: value for name, value in steps.items() if value is not None}
-    if final_sparsity is not None or given:
-        raise ValueError(
-            "With a schedule object leave out `final_sparsity`, `begin_step`, `end_step` and "
-            "`frequency`, which the object says. Received: "
-            f"schedule={schedule!r}, final_sparsity={final_sparsity!r}, {steps}"
-        )
-    return converted
 
 
 def _check_overrides(overrides: Any) -> dict[str, float]:
@@ -433,59 +477,10 @@ def _check_overrides(overrides: Any) -> dict[str, float]:
     return dict(overrides)
 
 
-def _nothing_to_steer(model: keras.Model) -> ValueError:
-    return ValueError(
-        "`SparsityTarget` steers the decay of an Lp optimizer, and there is none. Compile the "
-        "model with `keras_lp.LpAdamW` or its like, or put a `keras_lp.LpDecayCallback` before "
-        f"this callback. Received: optimizer={model.optimizer!r}"
-    )
-
-
-def _steerable(model: keras.Model) -> list[Any]:
-    """What decays the model, built; raises ValueError unless its strengths can be steered."""
-    decays = lp_optimizers(model)
-    if not decays:
-        raise _nothing_to_steer(model)
-    received = f"Received: optimizer={model.optimizer!r}"
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    decays = [decay for decay in decays if decay.decayed_variables]
-    if not decays:
+def _check_mode(mode: Any) -> str:
+    if mode not in ("min", "max"):
         raise ValueError(
-            "The optimizer decays none of the model's variables: it was saved for others, or is "
-            f"for none of them. Compile the model with a new one. {received}"
+            'Argument `mode` must be "min" (less of the monitored log is better) or "max". '
+            f"Received: mode={mode!r}"
         )
-    for decay in decays:
-        strengths = decay.weight_decay
-        strengths = strengths if isinstance(strengths, tuple) else (strengths,)
-        if not all(isinstance(one, keras.Variable) for one in strengths):
-            raise ValueError(
-                "`SparsityTarget` sets the strength, so that it cannot follow a schedule as well. "
-                f"Pass a number as `weight_decay`. {received}"
-            )
-        if decay.reference != "previous":
-            raise ValueError(
-                "`SparsityTarget` needs weights that stay zero once they are. Create the optimizer "
-                f'with `reference="previous"`. {received}, reference={decay.reference!r}'
-            )
-        if any("weight_decay" in override for override in decay.overrides.values()):
-            raise ValueError(
-                "`SparsityTarget` sets the strengths, those of `overrides` too. Leave out "
-                "`weight_decay` there; other targets for some variables are "
-                f"`SparsityTarget(overrides={{'embedding': 0.5}})`. {received}"
-            )
-        if any(p > 1 for p in decay.steered_exponents()) and not ops.is_tensor(decay.p):
-            raise ValueError(
-                "`SparsityTarget` needs p <= 1, such as p=0.8: with a larger p the pull on a "
-                "weight vanishes as it comes near zero, and few weights get there. "
-                f"{received}, p={decay.p!r}"
-            )
-        given = [decay.p, *(one["p"] for one in decay.overrides.values() if "p" in one)]
-        for p in given:
-            if isinstance(p, tuple) and sum(float(one) <= 1 for one in p) > 1:
-                raise ValueError(
-                    "`SparsityTarget` steers one norm; another one with p <= 1 would make zeros "
-                    "of its own. Keep one such norm, beside others such as p=2. "
-                    f"{received}, p={p!r}"
-                )
-    return decays
+    return mode

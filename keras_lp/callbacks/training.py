@@ -1,24 +1,42 @@
 """What the callbacks share about a running training."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_lp.keras_internals import renew_training_state
 from keras_lp.optimizers.decay_only import step_count
 from keras_lp.optimizers.lp_update import LpUpdate
 from keras_lp.optional import is_tf_keras_model
-from keras_lp.selection import optimizers_within
+from keras_lp.selection import optimizers_of, optimizers_within
 from keras_lp.sparsity import sparsity_report
 
 
-def lp_optimizers(model: keras.Model) -> list[LpUpdate]:
-    """What decays a model by an Lp rule now, the decay of a `LpDecayCallback` included."""
-    found = optimizers_within(getattr(model, "optimizer", None))
+def lp_optimizers(optimizers: Iterable[Any]) -> list[LpUpdate]:
+    """What decays by an Lp rule now among optimizers, the decays of `LpDecayCallback` included."""
+    found = [one for optimizer in optimizers for one in optimizers_within(optimizer)]
     # The decay of a callback stays after its training, without effect.
     return [o for o in found if isinstance(o, LpUpdate) and getattr(o, "is_applied", True)]
+
+
+def has_variables(model: Any) -> bool:
+    """Whether a model is built: `fit` may do so in its first batch.
+
+    Keras also calls a subclassed model built that was told an input shape and has no variable yet.
+    """
+    return bool(model.built and model.trainable_variables)
+
+
+@contextlib.contextmanager
+def between_steps(model: Any) -> Iterator[None]:
+    """In which a callback may read and assign variables after a batch."""
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()  # While training, the model does not hold its weights.
+    yield
+    renew_training_state(model)
 
 
 def innermost(optimizer: Any) -> Any:
@@ -45,6 +63,27 @@ def batches_done(batch: int, params: Mapping[str, Any] | None) -> int:
     return min(batch + 1, (params or {}).get("steps") or batch + 1)
 
 
+def after_the_callbacks(callback: keras.callbacks.Callback, function: Callable[[], None]) -> None:
+    """Calls a function when all callbacks have had their `on_train_end`.
+
+    In `fit` the callback `History`, which has the same `params`, comes after those of the user.
+
+    Args:
+        callback: The one that is in its `on_train_end`.
+        function: Function without arguments.
+    """
+    history = getattr(callback.model, "history", None)
+    if history is None or history.params is not callback.params:
+        function()
+        return
+
+    def on_train_end(logs: Any = None) -> None:
+        del history.on_train_end
+        function()
+
+    history.on_train_end = on_train_end
+
+
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     """Where variables are created that go with a model's: under its `tf.distribute` strategy."""
     if keras.backend.backend() == "tensorflow":
@@ -57,7 +96,8 @@ def count_zeros(model: keras.Model, exclude: Any = None) -> tuple[int, int]:
     if not is_tf_keras_model(model):
         report = sparsity_report(model, exclude=exclude)
         return report.zeros, report.size
-    decayed = [v for decay in lp_optimizers(model) for v in decay.decayed_variables]
+    decays = lp_optimizers(optimizers_of(model))
+    decayed = [v for decay in decays for v in decay.decayed_variables]
     arrays = [ops.convert_to_numpy(variable) for variable in decayed]
     return sum(int((a == 0).sum()) for a in arrays), sum(a.size for a in arrays)
 
@@ -82,7 +122,7 @@ def add_logs(
     zeros, size = count() if count else count_zeros(model)
     logs |= {"sparsity": zeros / size, "nonzero": size - zeros}
     for name in ("weight_decay", "p"):
-        values = [getattr(optimizer, name) for optimizer in lp_optimizers(model)]
+        values = [getattr(one, name) for one in lp_optimizers(optimizers_of(model))]
         norms = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
         for number, value in enumerate(norms):
             logs[f"{name}_{number}" if number else name] = float(ops.convert_to_numpy(value))

@@ -16,6 +16,7 @@ from keras_lp.decay import check_exponent, check_strength, is_several, pair_norm
 from keras_lp.selection import check_patterns
 
 REFERENCES = ("previous", "updated")
+INITIAL_ZEROS = (None, "keep", "train")
 _SETTINGS = ("weight_decay", "p")  # what overrides can replace
 
 
@@ -28,6 +29,8 @@ class DecayArguments:
             scalar variable.
         p: Exponent, or a tuple of them: float or schedule.
         reference: `"previous"` or `"updated"`.
+        initial_zeros: `"keep"`, `"train"`, or `None` to keep them with a warning.
+        include: Patterns of variables that are decayed although the default rule leaves them out.
         exclude: Patterns of variables that are not decayed.
         overrides: Pairs of a pattern and what it replaces: `weight_decay`, `p` or both.
     """
@@ -35,6 +38,8 @@ class DecayArguments:
     weight_decay: Any
     p: Any
     reference: str
+    initial_zeros: str | None
+    include: tuple[str, ...]
     exclude: tuple[str, ...]
     overrides: tuple[tuple[str, dict[str, Any]], ...]
 
@@ -44,6 +49,8 @@ class DecayArguments:
         weight_decay: Any,
         p: Any,
         reference: str,
+        initial_zeros: str | None,
+        include: str | Iterable[str] | None,
         exclude: str | Iterable[str] | None,
         overrides: Mapping[str, Mapping[str, Any]] | None,
     ) -> "DecayArguments":
@@ -53,10 +60,18 @@ class DecayArguments:
                 'Argument `reference` must be "previous" (the weight before the gradient step) '
                 f'or "updated" (the weight after it). Received: reference={reference!r}'
             )
+        if initial_zeros not in INITIAL_ZEROS:
+            raise ValueError(
+                'Argument `initial_zeros` must be "keep" (weights that start at zero stay zero), '
+                '"train" (they are let go in the first steps), or None to keep them and be warned '
+                f"of them. Received: initial_zeros={initial_zeros!r}"
+            )
         return cls(
             check_setting("weight_decay", weight_decay),
             check_setting("p", p),
             reference,
+            initial_zeros,
+            check_patterns("include", include),
             check_patterns("exclude", exclude),
             _check_overrides(overrides),
         ).paired()
@@ -101,6 +116,8 @@ class DecayArguments:
             "weight_decay": _serialize(self.weight_decay),
             "p": _serialize(self.p),
             "reference": self.reference,
+            "initial_zeros": self.initial_zeros,
+            "include": list(self.include),
             "exclude": list(self.exclude),
             "overrides": {
                 pattern: {name: _serialize(value) for name, value in given.items()}

@@ -7,6 +7,7 @@ Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:240
 """
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,10 +29,10 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
     is kept, or after it (`"updated"`). Its own `learning_rate` is that of the last step.
 
     Args:
-        **arguments: `weight_decay`, `p`, `reference`, `exclude` and `overrides`, as in every
-            Lp optimizer.
+        **arguments: Those of the decay, as in every Lp optimizer.
 
     Attributes:
+        copies: Variables that hold the weights before a step, if the rule asks for them.
         may_decay: Whether there is a strength over 0, or one may come by itself.
         is_applied: Whether a callback in the training of now, or of one that was broken off,
             applies it.
@@ -44,7 +45,7 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         self.is_applied = self.has_begun = False
         # No attribute that Keras would find: it would save the leader as a part of this.
         self._leader: Callable[[], Any] = lambda: None
-        self._previous: list[Any] = []
+        self.copies: list[Any] = []  # of the weights before a step, if the rule asks for them
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Selects the decayed variables and makes room for their copies."""
@@ -52,10 +53,16 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
             return
         super().build(var_list)
         if self.reference == "previous":
-            self._previous = [
+            self.copies = [
                 self.add_variable_from_reference(variable, name="previous")
                 for variable in self.decayed_variables
             ]
+
+    def _warn_of_zeros_that_stay(self) -> None:
+        """Warns at the start of a training, not of zeros that one has made."""
+        leader = self.leader()
+        if leader is None or int(ops.convert_to_numpy(step_count(leader))) == 0:
+            super()._warn_of_zeros_that_stay()
 
     @property
     def weight_decay(self) -> Any:
@@ -71,9 +78,9 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         """The optimizer that is followed; `None` before a training."""
         return self._leader()
 
-    def steer(self, strengths: Sequence[float]) -> None:
+    def steer(self, strengths: Sequence[float], largest_rate: float = math.inf) -> None:
         """Sets the strength of each decayed variable, as in every Lp optimizer."""
-        super().steer(strengths)
+        super().steer(strengths, largest_rate)
         self.may_decay = True
 
     def start(self, leader: Any) -> None:
@@ -87,7 +94,7 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
 
     def take_weights(self) -> None:
         """Takes the weights of now for those before the leader's next step."""
-        for variable, previous in zip(self.decayed_variables, self._previous, strict=False):
+        for variable, previous in zip(self.decayed_variables, self.copies, strict=False):
             previous.assign(ops.copy(variable))
 
     def follow(self, leader: Any) -> None:
@@ -102,12 +109,12 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         for position, index in enumerate(self._selection.overrides):
             variable = self._trainable_variables[index]
             step = functools.partial(self._decay_one, index)
-            _on_each_replica(step, variable, rate, *self._previous[position : position + 1])
+            _on_each_replica(step, variable, rate, *self.copies[position : position + 1])
 
     def followed(self, leader: Any) -> tuple[list[Any], list[Any]]:
         """The variables that `follow` assigns, and those that it reads only."""
         settings = [self._iterations, self.learning_rate]
-        written = [*self.decayed_variables, *self._previous, *settings]
+        written = [*self.decayed_variables, *settings]
         ids = set(map(id, written))
         read = [step_count(leader), leader.learning_rate, *self.variables]
         return written, [v for v in read if isinstance(v, keras.Variable) and id(v) not in ids]
@@ -124,7 +131,7 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
                 variable.assign(store[name])
 
     def _own_variables(self) -> dict[str, Any]:
-        copies = set(map(id, self._previous))
+        copies = set(map(id, self.copies))
         return {v.name: v for v in self.variables if id(v) not in copies}
 
     def _is_strong(self) -> bool:
@@ -141,8 +148,7 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         constraint = self._trainable_variables[index].constraint
         if constraint is not None:
             value = constraint(value)
-        for target in (variable, *previous):
-            self.assign(target, value)
+        self.assign(variable, value)
 
 
 def step_count(optimizer: Any) -> Any:

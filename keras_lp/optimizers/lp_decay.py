@@ -62,10 +62,15 @@ class LpDecay(LpUpdate):
         reference: str = "previous",
         exclude: str | Iterable[str] | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        include: str | Iterable[str] | None = None,
+        initial_zeros: str | None = None,
     ) -> Any:
         """Turns the optimizer into its Lp form, once nothing can fail any more."""
         _check_optimizer(optimizer)
-        decay = DecayArguments.of(weight_decay, p, reference, exclude, overrides)
+        decay = DecayArguments.of(
+            weight_decay, p, reference, initial_zeros, include, exclude, overrides
+        )
         generic: Any = cls._generic or cls
         optimizer.__class__ = _lp_form(generic, _public_class(type(optimizer)))
         optimizer._start_decay(decay)

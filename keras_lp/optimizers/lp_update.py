@@ -9,7 +9,7 @@ Source: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv:240
 import contextlib
 import functools
 import itertools
-import warnings
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from keras_lp.optimizers.arguments import (
     is_schedule,
 )
 from keras_lp.selection import Selection
+from keras_lp.warning import warn
 
 _ARGUMENTS = """weight_decay: Float >= 0, or a `LearningRateSchedule` of the iterations. The
             strength of the decay, on the same scale as in `keras.optimizers.AdamW`: it is
@@ -42,6 +43,15 @@ _ARGUMENTS = """weight_decay: Float >= 0, or a `LearningRateSchedule` of the ite
             from: the one before the gradient step, the paper's rule, under which a zero
             stays zero; or the one after it, under which zeros can come back. Defaults to
             `"previous"`.
+        initial_zeros: What becomes of weights that are zero when the training starts, under
+            `reference="previous"`: `"keep"`, they stay zero, as those of a pruned model
+            should; `"train"`, they are let go in the first steps, in which a weight of 0.02
+            would fall to zero, for identity or masked kernels and embeddings with empty
+            rows. Defaults to `None`: they stay zero, with a warning where a variable has
+            many of them.
+        include: Regular expression, or a list of them, searched in the paths of the
+            variables. Variables that match are decayed although the default rule leaves
+            them out, such as a matrix that is a scale by name. Defaults to `None`.
         exclude: Regular expression, or a list of them, searched in the paths of the
             variables (`"embedding"`, `"block_1/.*/kernel$"`). Variables that match are
             not decayed. Defaults to `None`: trainable variables of at least two
@@ -50,6 +60,9 @@ _ARGUMENTS = """weight_decay: Float >= 0, or a `LearningRateSchedule` of the ite
             decayed variables, to the `weight_decay`, the `p` or both that hold there
             instead: `{"embedding": {"weight_decay": 0.001}}`. The first that matches wins.
             Defaults to `None`."""
+
+_LET_GO = 0.02  # Zeros of the start are free for as long as a weight of this magnitude would last.
+_MANY_ZEROS = 0.01  # of a variable, worth a warning; an embedding may have an empty row
 
 _LEARNING_RATE = """learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule`
             instance, or a callable that takes no arguments and returns the value to use."""
@@ -90,6 +103,8 @@ class LpUpdate(keras.optimizers.Optimizer):
         weight_decay: Float >= 0 or schedule, the strength, or a tuple for several norms.
         p: Float >= 0 or schedule, the exponent of the norm, or a tuple.
         reference: `"previous"` or `"updated"`.
+        initial_zeros: `"keep"`, `"train"` or `None`.
+        include: Patterns of further variables that are decayed, or `None`.
         exclude: Patterns of variables that are not decayed, or `None`.
         overrides: Other `weight_decay` and `p` for variables by pattern, or `None`.
         **kwargs: Arguments of the Keras optimizer.
@@ -111,11 +126,15 @@ class LpUpdate(keras.optimizers.Optimizer):
         weight_decay: Any,
         p: Any,
         reference: str,
+        initial_zeros: str | None,
+        include: str | Iterable[str] | None,
         exclude: str | Iterable[str] | None,
         overrides: Mapping[str, Mapping[str, Any]] | None,
         **kwargs: Any,
     ) -> None:
-        decay = DecayArguments.of(weight_decay, p, reference, exclude, overrides)
+        decay = DecayArguments.of(
+            weight_decay, p, reference, initial_zeros, include, exclude, overrides
+        )
         super().__init__(*args, weight_decay=None, **kwargs)
         self._start_decay(decay)
 
@@ -152,6 +171,7 @@ class LpUpdate(keras.optimizers.Optimizer):
             variable.assign(number)
         if self.built:
             self._scales.assign(np.ones(self._scales.shape))
+            self._largest_rate.assign(np.inf)
 
     @property
     def p(self) -> Any:
@@ -173,6 +193,16 @@ class LpUpdate(keras.optimizers.Optimizer):
     def reference(self) -> str:
         """The weight that the factor is computed from, `"previous"` or `"updated"`."""
         return self._decay.reference
+
+    @property
+    def initial_zeros(self) -> str | None:
+        """What becomes of weights that are zero at the start: `"keep"`, `"train"` or `None`."""
+        return self._decay.initial_zeros
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """The `include` patterns that the optimizer was created with."""
+        return self._decay.include
 
     @property
     def exclude(self) -> tuple[str, ...]:
@@ -210,16 +240,22 @@ class LpUpdate(keras.optimizers.Optimizer):
         exponents = [self._decay.norms(override)[1] for _, override in self._selection.decayed]
         return [float(self._now(_as_tuple(p)[steered])) for p in exponents]
 
-    def steer(self, strengths: Sequence[float]) -> None:
+    def steer(self, strengths: Sequence[float], largest_rate: float = math.inf) -> None:
         """Sets the strength of each decayed variable, of the norm of `steered_exponents`.
 
         `weight_decay` is set to the largest, and scaled down for the other variables; other
         norms keep their strengths.
+
+        Args:
+            strengths: One for each decayed variable.
+            largest_rate: The learning rate that they are meant for. Where the rate comes to be
+                larger, the decay goes by this one until the strengths are set anew.
         """
         largest, steered = max(strengths), self._steered_norm()
         scales = np.ones(self._scales.shape)
         scales[:, steered] = [one / largest if largest else 1.0 for one in strengths]
         self._scales.assign(scales)
+        self._largest_rate.assign(largest_rate)
         _as_tuple(self.weight_decay)[steered].assign(largest)
 
     def _steered_norm(self) -> int:
@@ -269,17 +305,18 @@ class LpUpdate(keras.optimizers.Optimizer):
         if self.built:
             return
         patterns = [pattern for pattern, _ in self._decay.overrides]
-        rules = (self.exclude, self._excluded_paths, self._excluded_names, patterns)
+        given = (self.include, self.exclude, self._excluded_paths, self._excluded_names, patterns)
         restored = self._selection
-        if restored is None or not restored.fits(var_list, rules):
+        if restored is None or not restored.fits(var_list, given):
             decayed = self._select(var_list, patterns, is_restored=restored is not None)
-            self._selection = Selection.of(var_list, decayed, rules)
+            self._selection = Selection.of(var_list, decayed, given)
         with self._base():
             super().build(var_list)
         # What the strength of each norm is multiplied by, for each decayed variable.
         norms = [self._decay.norms(override)[0] for _, override in self._selection.decayed]
         most = max((len(_as_tuple(one)) for one in norms), default=1)
         self._scales = self._add_setting("scales", np.ones((len(norms), most)))
+        self._largest_rate = self._add_setting("largest_rate", np.inf)
         if self._selection is not restored:  # Else the values are still to be loaded.
             self._warn_of_zeros_that_stay()
 
@@ -410,17 +447,16 @@ class LpUpdate(keras.optimizers.Optimizer):
         """The decayed variables, each with the position of its override."""
         left_out = [v for v in variables if self._is_excluded_as_in_keras(v)]
         try:
-            decayed = selection.decayed_variables(variables, self.exclude, left_out)
+            decayed = selection.decayed_variables(variables, self.exclude, left_out, self.include)
             overrides = selection.find_overrides(decayed, patterns)
         except ValueError as error:
             if not is_restored:
                 raise
             # Also on loading a model whose layers were frozen since, which is no error.
-            warnings.warn(
+            warn(
                 "This optimizer was saved for other trainable variables, and what it was told "
                 "to decay does not fit: nothing will be decayed. Compile the model with a new "
-                f"optimizer before training it. ({error})",
-                stacklevel=4,
+                f"optimizer before training it. ({error})"
             )
             return []
         return list(zip(decayed, overrides, strict=True))
@@ -469,34 +505,51 @@ class LpUpdate(keras.optimizers.Optimizer):
 
     def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
         weight_decay, p = self._decay.norms(self._selection.overrides[index])
-        rate = at_least_float32(learning_rate)
+        rate = ops.minimum(at_least_float32(learning_rate), self._largest_rate)
         scales = self._scales[list(self._selection.overrides).index(index)]
         strengths = tuple(
             ops.multiply(ops.multiply(rate, scales[norm]), at_least_float32(self._now(one)))
             for norm, one in enumerate(_as_tuple(weight_decay))
         )
-        return decay_divisor(variable, strengths, tuple(map(self._now, _as_tuple(p))))
+        exponents = tuple(map(self._now, _as_tuple(p)))
+        divisor = decay_divisor(variable, strengths, exponents)
+        if self.initial_zeros == "train":
+            fall = decay_divisor(_LET_GO, strengths, exponents) - 1.0  # In a step, as a share.
+            is_early = ops.cast(self.iterations, fall.dtype) * fall < 1
+            is_free = ops.logical_and(ops.equal(variable, 0), is_early)
+            divisor = ops.where(is_free, ops.ones_like(divisor), divisor)
+        return divisor
 
     def _warn_of_zeros_that_stay(self) -> None:
-        """Warns once of variables that this rule can never move away from zero."""
-        if self.reference == "updated":
+        """Warns once of variables with many zeros, which this rule can never move."""
+        if self.reference == "updated" or self.initial_zeros is not None:
             return
         with _outside_graph():
-            stuck = [
-                self._trainable_variables[position]
+            shares = {
+                position: _share_of_zeros(self._trainable_variables[position])
                 for position, override in self._selection.overrides.items()
-                if self._keeps_zeros(override)
-                and not ops.any(ops.not_equal(self._trainable_variables[position], 0))
-            ]
+                if self._keeps_zeros(override) and not self._is_frozen(position)
+            }
+        stuck = {
+            selection.variable_path(self._trainable_variables[position]): share
+            for position, share in shares.items()
+            if share > _MANY_ZEROS
+        }
         if stuck:
-            warnings.warn(
-                "With p < 2 and reference='previous' a weight of exactly 0 stays 0, so these "
-                "variables, which are all zeros now, will not train: "
-                f"{selection.list_paths(stuck)}. Leave them out of the decay with `exclude=`, "
-                "or compute the decay from the weight after the step with "
-                "`reference='updated'`.",
-                stacklevel=3,
+            named = selection.list_names([f"{path} ({s:.1%})" for path, s in stuck.items()], 5)
+            warn(
+                "With p < 2 and reference='previous' a weight of exactly 0 stays 0, and these "
+                f"variables start with such weights: {named}. Where they are to train, as in "
+                "identity kernels or empty rows of an embedding, pass `initial_zeros='train'`, "
+                "leave the variables out of the decay with `exclude=`, or take "
+                "`reference='updated'`. Where they are to stay, as after pruning, pass "
+                "`initial_zeros='keep'`."
             )
+
+    def _is_frozen(self, position: int) -> bool:
+        """Whether a constraint keeps the zeros of a variable anyway."""
+        constraint = self._trainable_variables[position].constraint
+        return getattr(constraint, "keeps_zeros", False)
 
     def _keeps_zeros(self, override: int | None) -> Any:
         """Whether a zero that this override decays now stays zero, as a scalar tensor."""
@@ -525,6 +578,15 @@ def _check_variables(var_list: Any) -> tuple[Any, ...]:
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if is_several(value) else (value,)
+
+
+def _share_of_zeros(variable: Any) -> float:
+    """Share of zeros of a variable; 0 where TensorFlow has not given it a value yet."""
+    has_value = getattr(getattr(variable, "value", variable), "is_initialized", lambda: True)
+    if not has_value():
+        return 0.0
+    is_zero = ops.equal(ops.convert_to_tensor(variable), 0)
+    return int(ops.sum(ops.cast(is_zero, "int32"))) / max(math.prod(variable.shape), 1)
 
 
 def _outside_graph() -> contextlib.AbstractContextManager:

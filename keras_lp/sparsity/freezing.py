@@ -24,6 +24,8 @@ class ZeroPattern(keras.constraints.Constraint):
         constraint: A constraint to apply before, or `None`.
     """
 
+    keeps_zeros = True  # For optimizers, which then need not warn of them.
+
     def __init__(self, variable: Any, constraint: Any = None) -> None:
         self.constraint = constraint
         nonzero = np.asarray(ops.convert_to_numpy(variable)) != 0
@@ -65,9 +67,7 @@ def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = No
     """
     decayed = decayed_variables(model, exclude)
     check_averages(getattr(model, "optimizer", None))
-    for variable in decayed:
-        variable.constraint = ZeroPattern(variable, _own_constraint(variable))
-    _compile_anew(model)
+    freeze(decayed, model)
 
 
 def unfreeze_zeros(model: keras.Model) -> None:
@@ -81,7 +81,19 @@ def unfreeze_zeros(model: keras.Model) -> None:
         ValueError: If it is not built.
     """
     check_model(model)
-    for variable in model.variables:
+    unfreeze(model.variables, model)
+
+
+def freeze(variables: Iterable[Any], model: keras.Model) -> None:
+    """Keeps the zeros that some variables of a model have."""
+    for variable in variables:
+        variable.constraint = ZeroPattern(variable, _own_constraint(variable))
+    _compile_anew(model)
+
+
+def unfreeze(variables: Iterable[Any], model: keras.Model) -> None:
+    """Lets the zeros of some variables of a model train again."""
+    for variable in variables:
         variable.constraint = _own_constraint(variable)
     _compile_anew(model)
 

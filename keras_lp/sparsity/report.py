@@ -201,8 +201,8 @@ def shorten(name: str, width: int) -> str:
     return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
 
 
-def check_model(model: Any) -> None:
-    """Raises TypeError unless `model` is a Keras 3 model, ValueError unless it is built."""
+def check_is_model(model: Any) -> None:
+    """Raises TypeError unless `model` is a Keras 3 model."""
     if not isinstance(model, keras.Model):
         kind = type(model)
         raise TypeError(
@@ -210,6 +210,11 @@ def check_model(model: Any) -> None:
             "`keras.models.load_model`. "
             f"Received: model={model!r} (type {kind.__module__}.{kind.__qualname__})"
         )
+
+
+def check_model(model: Any) -> None:
+    """Raises TypeError unless `model` is a Keras 3 model, ValueError unless it is built."""
+    check_is_model(model)
     if not model.built:
         raise ValueError(
             "Argument `model` must be built: its variables do not exist yet. Call it on a "
