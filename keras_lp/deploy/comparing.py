@@ -32,8 +32,9 @@ def compare(
         model: A built model.
         run: Gives the outputs of the other, as NumPy arrays in any structure.
         is_same: Whether an output of the model and one of the other count as the same.
-        nudge: A relative change of the inputs. A batch tells nothing where it changes the
-            model's own outputs too; by default every batch tells.
+        nudge: A relative change of the inputs, up to so much and different for each. A batch
+            tells nothing where it changes the model's own outputs too, as where two equal numbers
+            are the largest; by default every batch tells.
 
     Returns:
         Whether they do, and an empty string; or `None` and the reason if no batch tells, such as
@@ -45,6 +46,7 @@ def compare(
         random = np.random.default_rng(0)
         try:
             inputs = _random_batch(functools.partial(draw, random), _input_shape(model))
+            inputs = _in_range(inputs, model)
             expected = keras.tree.flatten(outputs_of(model, inputs))
             has_run = True
             outputs = keras.tree.flatten(run(inputs))
@@ -55,7 +57,7 @@ def compare(
         if all(map(is_same, expected, outputs)):
             compared = True
             continue
-        nudged = keras.tree.map_structure(lambda x: x * (1 + nudge), inputs)
+        nudged = keras.tree.map_structure(lambda x: _nudged(x, nudge), inputs)
         if all(map(is_same, expected, keras.tree.flatten(outputs_of(model, nudged)))):
             return False, ""
         reason = "The last digits of its inputs decide what it computes"
@@ -88,6 +90,27 @@ def _input_shape(model: keras.Model) -> Any:
     if isinstance(model, keras.Sequential):
         return model.inputs[0].shape
     return model.get_build_config()["input_shape"]
+
+
+def _in_range(inputs: Any, model: keras.Model) -> Any:
+    """Inputs without numbers beyond what an input of integers can hold: they become any integer."""
+    if is_subclassed(model):
+        return inputs
+    dtypes = [keras.backend.standardize_dtype(tensor.dtype) for tensor in model.inputs]
+    if not any(dtype.startswith(("int", "uint")) for dtype in dtypes):
+        return inputs
+    limits = [np.iinfo(dtype) if "int" in dtype else np.finfo("float32") for dtype in dtypes]
+    clipped = [
+        np.clip(x, limit.min, limit.max)
+        for x, limit in zip(keras.tree.flatten(inputs), limits, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(inputs, clipped)
+
+
+def _nudged(x: np.ndarray, nudge: float) -> np.ndarray:
+    """The inputs, each a little larger, so that integers stay the same integers."""
+    room = nudge * (np.abs(x) + np.mean(np.abs(x)))
+    return (x + room * np.random.default_rng(0).uniform(0.5, 1.0, x.shape)).astype(x.dtype)
 
 
 def _random_batch(draw: Any, shape: Any) -> Any:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.comparing import compare, is_functional
-from keras_lp.optional import check_tf_keras_is_built, import_tf_keras, is_tf_keras_model
+from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
 from keras_lp.sparsity.report import check_model
 from keras_lp.tfmot.graph import (
     calls_in_keras,
@@ -32,11 +32,19 @@ from keras_lp.tfmot.layers import (
     to_tf_keras_direction,
 )
 from keras_lp.tfmot.operations import call_in_keras, call_in_tf_keras, operation_class
+from keras_lp.tfmot.tf_functions import call_function_in_keras, is_function
 
 # Largest difference of two outputs, as a share of the largest output. Backends and fused
 # operations differ in the last digits; another function differs in the first.
 _TOLERANCE = 1e-3
 _NUDGE = 1e-5  # of inputs, as much as the rounding of some layers
+# Wrappers whose weights stand in another order in the two libraries, or where a part is frozen:
+# the layers in them, and the weights that are their own.
+_PARTS = {
+    "Bidirectional": ("forward_layer", "backward_layer"),
+    "SpectralNormalization": ("layer",),
+}
+_OWN_WEIGHTS = {"SpectralNormalization": ("vector_u",)}
 
 
 def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = None) -> Any:
@@ -71,7 +79,7 @@ def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = 
     return made
 
 
-def from_tf_keras(model: Any, custom_layers: Mapping[type, type] | None = None) -> keras.Model:
+def from_tf_keras(model: Any, custom_layers: Mapping[Any, Any] | None = None) -> keras.Model:
     """Makes a Keras 3 model of a tf_keras (Keras 2) model, with the same weights.
 
     Args:
@@ -79,8 +87,10 @@ def from_tf_keras(model: Any, custom_layers: Mapping[type, type] | None = None) 
             `keras_lp.strip_pruning` takes those off. What calls in it say on `training` holds
             at inference only, as the training of the whole model overrides it in Keras 3.
         custom_layers: Dictionary from classes of tf_keras layers to the Keras 3 classes to take
-            for them, which need the same constructor arguments and weights. Defaults to
-            `None`.
+            for them, which need the same constructor arguments and weights; and from functions
+            of TensorFlow that stand between the layers, such as `tf.nn.relu(x)`, to functions of
+            the same arguments on tensors of Keras 3, where keras_lp does not know the function.
+            Defaults to `None`.
 
     Returns:
         A `keras.Model`, not compiled.
@@ -127,7 +137,7 @@ def _is_of_tfmot(layer: Any) -> bool:
 class _Rebuilding:
     """One model on its way from one library to the other."""
 
-    def __init__(self, direction: Direction, custom_layers: Mapping[type, type] | None) -> None:
+    def __init__(self, direction: Direction, custom_layers: Mapping[Any, Any] | None) -> None:
         self._direction = direction
         self._custom = {} if custom_layers is None else _check_custom(custom_layers, direction)
         self._to_tf_keras = direction.source is keras
@@ -200,10 +210,11 @@ class _Rebuilding:
             _check_input(operation, self._direction)
             return self._make_input(operation.output, operation.name)
         if not isinstance(operation, layers.Layer):
-            kind, settings = type(operation).__name__, dict(operation.get_config())
-            return call_in_tf_keras(settings.pop("name"), kind, settings, args, kwargs)
+            return call_in_tf_keras(operation, args, kwargs)
         if not self._to_tf_keras and isinstance(operation, operation_class()):
             return call_in_keras(operation, keras.tree.flatten(args))
+        if not self._to_tf_keras and is_function(operation):
+            return call_function_in_keras(operation, self._custom, args, kwargs)
         layer = self._make(operation)
         # By name, as a wrapper of TF-MOT passes on the first one only.
         names = list(inspect.signature(layer.call).parameters)
@@ -221,17 +232,24 @@ class _Rebuilding:
             return layer(*args[:1], **kwargs)
 
 
-def _check_custom(custom_layers: Any, direction: Direction) -> Mapping[type, type]:
+def _check_custom(custom_layers: Any, direction: Direction) -> Mapping[Any, Any]:
     """The argument `custom_layers`; raises TypeError unless it maps layers to layers."""
     libraries = direction.source, direction.target
-    if not isinstance(custom_layers, Mapping) or not all(
-        isinstance(kind, type) and issubclass(kind, library.layers.Layer)
-        for pair in custom_layers.items()
-        for kind, library in zip(pair, libraries, strict=True)
-    ):
+
+    def is_pair(pair: tuple[Any, Any]) -> bool:
+        if direction.target is keras and not any(isinstance(one, type) for one in pair):
+            return all(map(callable, pair))  # A function of TensorFlow, and what to take for it.
+        return all(
+            isinstance(kind, type) and issubclass(kind, library.layers.Layer)
+            for kind, library in zip(pair, libraries, strict=True)
+        )
+
+    if not isinstance(custom_layers, Mapping) or not all(map(is_pair, custom_layers.items())):
+        functions = ", or from functions of TensorFlow to functions of Keras 3"
         raise TypeError(
             f"Argument `custom_layers` must be a dictionary from classes of {direction.source_name}"
-            f" layers to classes of {direction.target_name} layers. Received: "
+            f" layers to classes of {direction.target_name} layers"
+            f"{functions if direction.target is keras else ''}. Received: "
             f"custom_layers={custom_layers!r}"
         )
     return custom_layers
@@ -251,10 +269,12 @@ def _check_input(layer: Any, direction: Direction) -> None:
 def _copy_weights(layer: Any, copy: Any) -> None:
     if type(layer).__name__ in LOOKUPS:
         return
-    if isinstance(layer, (keras.layers.Bidirectional, import_tf_keras().layers.Bidirectional)):
-        # One of the two may be frozen, which puts its weights behind the others.
-        for name in ("forward_layer", "backward_layer"):
-            _copy_weights(getattr(layer, name), getattr(copy, name))
+    parts = _PARTS.get(type(layer).__name__, ())
+    for name in parts:
+        _copy_weights(getattr(layer, name), getattr(copy, name))
+    if parts:
+        for name in _OWN_WEIGHTS.get(type(layer).__name__, ()):
+            getattr(copy, name).assign(keras.ops.convert_to_numpy(getattr(layer, name)))
         return
     weights = layer.get_weights()
     shapes, others = ([w.shape for w in one] for one in (weights, copy.get_weights()))

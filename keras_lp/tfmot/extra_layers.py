@@ -1,9 +1,10 @@
-"""Layers of keras.applications that tf_keras does not export, as layers of tf_keras."""
+"""Layers of Keras 3 that tf_keras lacks, or has in a form that fails, as layers of tf_keras."""
 
 import functools
 from typing import Any
 
 from keras_lp.optional import import_tf_keras
+from keras_lp.tfmot.operations import rms_normalization
 
 
 @functools.cache
@@ -65,4 +66,59 @@ def extra_layers() -> dict[str, Any]:
         def get_config(self) -> dict[str, Any]:
             return {**super().get_config(), "scale": self.scale}
 
-    return {"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer}
+    @register
+    class RMSNormalization(layer):
+        """`scale * x / sqrt(mean(x**2) + epsilon)`, the mean over some axes.
+
+        Args:
+            axis: An axis, or a list of them.
+            epsilon: Added under the root.
+        """
+
+        def __init__(self, axis: Any = -1, epsilon: float = 1e-6, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.axis = axis
+            self.epsilon = epsilon
+
+        def build(self, input_shape: Any) -> None:
+            axes = self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]
+            shape = [input_shape[axis] for axis in axes]
+            self.scale = self.add_weight("scale", shape, initializer="ones")
+            super().build(input_shape)
+
+        def call(self, inputs: Any) -> Any:
+            return rms_normalization(inputs, self.scale, axis=self.axis, epsilon=self.epsilon)
+
+        def get_prunable_weights(self) -> list[Any]:
+            """None; by this method TF-MOT lets the layer be."""
+            return []
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "axis": self.axis, "epsilon": self.epsilon}
+
+    @register
+    class SpectralNormalization(tf_keras.layers.SpectralNormalization):  # type: ignore[name-defined]
+        """That of tf_keras, which fails where `tf.keras` is Keras 3 (tf-keras 2.21).
+
+        Its `build` makes an `InputSpec` of `tf.keras`, and refuses it as one of Keras 3.
+        """
+
+        def build(self, input_shape: Any) -> None:
+            tf_keras.layers.Wrapper.build(self, input_shape)
+            has_kernel = hasattr(self.layer, "kernel")
+            self.kernel = self.layer.kernel if has_kernel else self.layer.embeddings
+            self.kernel_shape = self.kernel.shape.as_list()
+            self.vector_u = self.add_weight(
+                shape=(1, self.kernel_shape[-1]),
+                initializer=tf_keras.initializers.TruncatedNormal(stddev=0.02),
+                trainable=False,
+                name="vector_u",
+                dtype=self.kernel.dtype,
+            )
+
+    return {
+        "CustomScaleLayer": CustomScaleLayer,
+        "LayerScale": LayerScale,
+        "RMSNormalization": RMSNormalization,
+        "SpectralNormalization": SpectralNormalization,
+    }

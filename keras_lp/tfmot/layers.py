@@ -157,10 +157,12 @@ def _counterpart(kind: type, direction: Direction) -> Any:
     """The class of the same name, for a class that is the library's own."""
     if kind is direction.source.layers.Lambda:
         return None  # Its function is written for one of the libraries.
-    if getattr(direction.source.layers, kind.__name__, None) is kind:
+    extra, is_of_keras = extra_layers(), direction.source is keras
+    if is_of_keras and kind.__name__ in extra and kind.__module__.startswith("keras."):
+        return extra[kind.__name__]
+    is_own = getattr(direction.source.layers, kind.__name__, None) is kind
+    if is_own or (not is_of_keras and extra.get(kind.__name__) is kind):
         return getattr(direction.target.layers, kind.__name__, None)
-    if direction.source is keras and kind.__module__.startswith("keras."):
-        return extra_layers().get(kind.__name__)
     return None
 
 
