@@ -26,9 +26,10 @@ from keras_lp.callbacks.training import (
 )
 from keras_lp.optimizers.decay_only import DecayOnly, learning_rate_at, step_count
 from keras_lp.selection import check_patterns, find_overrides, list_paths
+from keras_lp.sparsity.dead import warn_of_dead
 from keras_lp.sparsity.freezing import check_averages, freeze_zeros, unfreeze_zeros
 from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
-from keras_lp.sparsity.report import by_layer, check_model
+from keras_lp.sparsity.report import by_layer, check_model, sparsity_report
 
 _LARGEST_CLOSING = 0.03  # of the weights; more of them are worth a warning
 
@@ -276,6 +277,11 @@ class SparsityTarget(keras.callbacks.Callback):
         self._memory.is_closed.assign(1)
         self._is_closed = True
         self._warn_of(found)
+        warn_of_dead(
+            sparsity_report(self.model),
+            'Take a lower final sparsity or `scope="layer"`, or give these layers one of their own '
+            "with `overrides`.",
+        )
 
     def _warn_of(self, found: Sequence[Magnitudes]) -> None:
         """Warns if the decay had made too many zeros by the end, or far too few."""

@@ -13,11 +13,12 @@ import keras
 import numpy as np
 
 from keras_lp.selection import list_paths
+from keras_lp.sparsity.dead import warn_of_dead
 from keras_lp.sparsity.report import (
     SparsityReport,
     by_layer,
     check_threshold,
-    decayed_variables,
+    sort_weights,
     sparsity_report,
 )
 
@@ -74,10 +75,16 @@ def prune(
         check_threshold(threshold)
     else:
         check_sparsity("sparsity", sparsity)
-    decayed = decayed_variables(model, exclude)
+    decayed = _prunable(model, exclude)
+    before = sparsity_report(model, exclude=exclude)
     groups = [members for _, members in by_layer(model, decayed)] if scope == "layer" else [decayed]
     prune_groups([(variables, sparsity) for variables in groups], threshold)
-    return sparsity_report(model, exclude=exclude)
+    report = sparsity_report(model, exclude=exclude)
+    lower = "threshold" if sparsity is None else "sparsity"
+    by_layer_too = "" if scope == "layer" else ' or with `scope="layer"`'
+    advice = f"Prune to a lower {lower}{by_layer_too}, or leave these out with `exclude`."
+    warn_of_dead(report, advice, before)
+    return report
 
 
 def prune_groups(
@@ -129,6 +136,28 @@ def check_sparsity(name: str, value: Any) -> None:
             f"Argument `{name}` must be a number from 0 to 1, the share of weights that are "
             f"zero; 0.9 for 90 %. Received: {name}={value!r}"
         )
+
+
+def _prunable(model: keras.Model, exclude: str | Iterable[str] | None) -> list[Any]:
+    """What is counted; raises ValueError where that is not what is stored."""
+    counted = sort_weights(model, exclude)[0]
+    variables = [one.variable for one in counted]
+    quantized = [one.variable for one in counted if one.is_quantized]
+    if quantized:
+        raise ValueError(
+            "Argument `model` is quantized, and integers cannot be pruned as what they stand for. "
+            "Prune first, then call `model.quantize`; or leave out what is quantized with "
+            f"`exclude`. Received: integers in {list_paths(quantized, 5)}"
+        )
+    adapted = [one.variable for one in counted if one.is_adapted]
+    if adapted:
+        raise ValueError(
+            "Argument `model` has LoRA adapters, whose product is added to the kernels that would "
+            "be pruned. Prune before `enable_lora`; or prune what `keras_lp.strip_pruning(model)` "
+            "returns, where they are merged; or leave them out with `exclude`. "
+            f"Received: adapters of {list_paths(adapted, 5)}"
+        )
+    return variables
 
 
 def _largest(arrays: Sequence[np.ndarray], sparsity: Any) -> list[np.ndarray]:
