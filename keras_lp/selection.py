@@ -1,8 +1,8 @@
 """Which variables are decayed.
 
 A variable is decayed if it is trainable, has at least two dimensions, is no bias or
-scale by name (a rank alone would decay the biases of attention and GRU layers), and no
-`exclude` pattern matches it. Patterns are regular expressions, searched as `re.search`
+scale by name (a rank alone would decay the biases of attention and GRU layers) and no LoRA
+adapter, and no `exclude` pattern matches it. Patterns are regular expressions, searched as `re.search`
 does in the variable's path, such as "encoder/dense_1/kernel". `overrides` go by the same
 patterns, the first that matches.
 """
@@ -87,7 +87,7 @@ def variable_path(variable: Any) -> str:
 
 
 def is_decayed_by_default(variable: Any) -> bool:
-    """The default rule: at least 2-D and no bias or scale by name.
+    """The default rule: at least 2-D, and no bias, scale or adapter (LoRA) by name.
 
     The name is the last part of the path, taken apart at underscores and digits:
     `relative_position_bias_table` and `bias_1` are biases, `scale_kernel` is a kernel.
@@ -96,7 +96,7 @@ def is_decayed_by_default(variable: Any) -> bool:
     named_so = words[-1:] and words[-1] not in _MATRIX and not _BIAS_OR_SCALE.isdisjoint(words)
     # Float8 training keeps its scales in trainable variables, whose gradient replaces them.
     is_replaced = getattr(variable, "overwrite_with_gradient", False)
-    return len(variable.shape) >= 2 and not named_so and not is_replaced
+    return len(variable.shape) >= 2 and not (named_so or "lora" in words or is_replaced)
 
 
 def optimizers_within(optimizer: Any) -> list[Any]:
@@ -169,7 +169,7 @@ def decayed_variables(
     if not decayed:
         raise ValueError(
             "There is no variable to decay: the decay acts on trainable variables of at least "
-            "two dimensions that are no bias or scale by name and that `exclude` leaves in. "
+            "two dimensions that are no bias, scale or LoRA adapter and that `exclude` leaves in. "
             "Unfreeze a layer, exclude less, or use a plain Keras optimizer. Received: "
             f"exclude={[*exclude, *map(variable_path, left_out)]}, trainable variables: "
             f"{list_paths(variables)}"
