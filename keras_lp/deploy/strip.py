@@ -30,7 +30,9 @@ def strip_pruning(
     Args:
         model: A built Keras 3 model: Sequential, functional or subclassed. It is copied as
             Keras saves and loads it, so a subclassed model whose constructor takes
-            arguments needs a `get_config`. Or a Sequential or functional model of tf_keras.
+            arguments needs a `get_config`. Functions, such as that of a `Lambda`, are in
+            the copy themselves: what they read elsewhere, both models read. Or a
+            Sequential or functional model of tf_keras.
         threshold: Float >= 0. Entries of at most this magnitude become zero. Defaults to
             `1e-13`, as in the paper.
         exclude: Regular expression, or a list of them, searched in the paths of the
@@ -44,6 +46,8 @@ def strip_pruning(
         ValueError: If the model is not built, has no decayed variable or cannot be copied,
             the threshold is negative or not finite, a pattern is malformed or matches no
             variable, or either is given for a tf_keras model.
+        OSError: If the system fails, such as where the temporary folder has no room for the
+            file that the copy goes through.
 
     Example:
     >>> stripped = keras_lp.strip_pruning(model)
