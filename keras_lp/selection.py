@@ -2,9 +2,9 @@
 
 A variable is decayed if it is trainable, has at least two dimensions, is no bias or
 scale by name (a rank alone would decay the biases of attention and GRU layers) and no LoRA
-adapter, and no `exclude` pattern matches it. Patterns are regular expressions, searched as `re.search`
-does in the variable's path, such as "encoder/dense_1/kernel". `overrides` go by the same
-patterns, the first that matches.
+adapter, and no `exclude` pattern matches it. Patterns are regular expressions, searched as
+`re.search` does in the variable's path, such as "encoder/dense_1/kernel". `overrides` go by
+the same patterns, the first that matches.
 """
 
 import re

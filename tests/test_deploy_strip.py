@@ -504,5 +504,96 @@ def test_bad_threshold_is_an_error_that_names_it(mlp, threshold):
 
 
 def test_unbuilt_model_is_an_error_that_says_how_to_build_it():
-    with pytest.raises(ValueError, match=r"must be built.*model.build"):
+    with pytest.raises(ValueError, match=r"must be built.*Call it on a batch"):
         strip_pruning(keras.Sequential([keras.layers.Dense(2)]))
+
+
+@pytest.mark.parametrize("mode", ["float8", "int8", "int4"])
+def test_quantized_model_is_copied_with_its_zeros(mlp, mode):
+    model = mlp()
+    keras_lp.prune(model, 0.8, scope="layer")
+    model.quantize(mode, filters="hidden")
+    kernel = np.ones((16, 3), "float32")
+    kernel[:4] = 1e-14
+    model.get_layer("logits").kernel.assign(kernel)
+    stripped = strip_pruning(model)
+    report, copied = map(keras_lp.sparsity_report, (model, stripped))
+    assert copied.layers[0] == report.layers[0]
+    assert (report.layers[1].zeros, copied.layers[1].zeros) == (0, 12)
+    x = np.random.default_rng(0).random((4, 8), "float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(stripped(x)), keras.ops.convert_to_numpy(model(x)), atol=1e-6
+    )
+
+
+def with_adapters(*layers, shape, dtype="float32"):
+    """A model of pruned layers with adapters that have trained."""
+    model = keras.Sequential([keras.Input(shape, dtype=dtype), *layers])
+    keras_lp.prune(model, 0.5, scope="layer")
+    for layer in layers:
+        layer.enable_lora(2)
+    for variable in model.trainable_variables:
+        if "lora" in variable.name:
+            variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    return model
+
+
+ADAPTED = {
+    "dense": (lambda: [keras.layers.Dense(6), keras.layers.Dense(3)], (8,), "float32"),
+    "convolution": (lambda: [keras.layers.Conv1D(4, 3)], (8, 3), "float32"),
+    "einsum": (lambda: [keras.layers.EinsumDense("ab,bcd->acd", (2, 3))], (8,), "float32"),
+    "embedding": (lambda: [keras.layers.Embedding(9, 4)], (5,), "int32"),
+}
+
+
+@pytest.mark.parametrize("layers", ADAPTED)
+def test_adapters_are_merged_into_plain_layers(layers):
+    make, shape, dtype = ADAPTED[layers]
+    model = with_adapters(*make(), shape=shape, dtype=dtype)
+    stripped = strip_pruning(model)
+    assert not any("lora" in variable.name for variable in stripped.variables)
+    assert all(variable.trainable for variable in stripped.variables)
+    assert keras_lp.sparsity_report(stripped).zeros == 0
+    x = np.random.default_rng(0).integers(0, 9, (4, *shape)).astype(dtype)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(stripped(x)),
+        keras.ops.convert_to_numpy(model(x)),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("layers", ADAPTED)
+def test_zeros_under_adapters_are_kept_on_request(layers):
+    make, shape, dtype = ADAPTED[layers]
+    model = with_adapters(*make(), shape=shape, dtype=dtype)
+    kept = strip_pruning(model, keep_zeros=True)
+    merged = strip_pruning(model)
+    assert keras_lp.sparsity_report(kept).sparsity == pytest.approx(0.5, abs=0.02)
+    for a, b in zip(kept.weights, merged.weights, strict=True):
+        a, b = map(keras.ops.convert_to_numpy, (a, b))
+        np.testing.assert_array_equal(a, np.where(a == 0, 0, b))
+    assert keras_lp.prune(kept, 0.8, scope="layer").sparsity == pytest.approx(0.8, abs=0.05)
+
+
+class Adapted(keras.Model):
+    """Makes its adapters itself, so that a copy has them too."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(4, lora_rank=2)
+
+    def call(self, x):
+        return self.hidden(x)
+
+
+def test_subclassed_model_with_adapters_of_its_own_is_copied_merged():
+    model = Adapted()
+    x = np.random.default_rng(0).random((4, 8), "float32")
+    model(x)
+    for variable in model.trainable_variables:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    stripped = strip_pruning(model)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(stripped(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-6
+    )

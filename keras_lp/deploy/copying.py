@@ -14,9 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.deploy.adapters import take_out_adapters
 from keras_lp.deploy.comparing import compare, essence
 from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.parts import custom_functions, is_custom, named_functions, parts_of
+from keras_lp.sparsity.weights import weights_of
 
 
 def copy_model(model: keras.Model) -> keras.Model:
@@ -71,6 +73,7 @@ def _saved_and_loaded(
         try:
             with named_functions(parts) as functions:
                 model.save(path, include_optimizer=False)
+            take_out_adapters(path)
             # Not safe mode: what is loaded is the caller's own object, not a foreign file.
             copy = keras.models.load_model(
                 path, custom_objects={**revivers, **functions}, compile=False, safe_mode=False
@@ -82,17 +85,32 @@ def _saved_and_loaded(
     return copy, functions
 
 
+def paired(model: keras.Model, copy: keras.Model) -> list[tuple[Any, Any]]:
+    """The weights and seeds of a model, each with that of its copy; adapters (LoRA) have none.
+
+    Raises:
+        ValueError: If the copy has other variables.
+    """
+    originals, variables = _state(model), _state(copy)
+    if list(map(_kind, originals)) != list(map(_kind, variables)):
+        # A layer that was quantized when it was built already has its own in another order.
+        originals, variables = _by_name(model, originals), _by_name(copy, variables)
+        if list(map(_named_kind, originals)) != list(map(_named_kind, variables)):
+            raise ValueError(_message(model, "The copy got other variables."))
+    return list(zip(originals, variables, strict=True))
+
+
 def _copy_state(model: keras.Model, copy: keras.Model) -> None:
     """Assigns what Keras saves not: the seeds of random layers, and what is frozen in a subclass.
 
     Raises ValueError if the copy has other variables.
     """
-    originals, variables = _state(model), _state(copy)
-    if list(map(_kind, originals)) != list(map(_kind, variables)):
-        raise ValueError(_message(model, "The copy got other variables."))
-    for original, variable in zip(originals, variables, strict=True):
-        variable.assign(keras.ops.convert_to_numpy(original))
-        variable.trainable = original.trainable
+    # In layers with adapters these are merged into what Keras saves.
+    merged = {id(one.variable) for one in weights_of(model) if one.has_adapters}
+    for original, variable in paired(model, copy):
+        if id(original) not in merged:
+            variable.assign(keras.ops.convert_to_numpy(original))
+            variable.trainable = original.trainable
 
 
 def _message(model: keras.Model, reason: str) -> str:
@@ -106,13 +124,27 @@ def _message(model: keras.Model, reason: str) -> str:
 
 
 def _state(model: keras.Model) -> list[Any]:
-    """Weights and seeds of a model, without the state of its metrics."""
-    metrics = {id(variable) for variable in model.metrics_variables}
-    return [variable for variable in model.variables if id(variable) not in metrics]
+    """Weights and seeds of a model, without the state of its metrics and without adapters."""
+    left_out = {id(variable) for variable in model.metrics_variables}
+    left_out |= {id(one.variable) for one in weights_of(model) if one.is_adapter}
+    return [variable for variable in model.variables if id(variable) not in left_out]
+
+
+def _by_name(model: keras.Model, variables: list[Any]) -> list[Any]:
+    """The variables with those of each layer in the order of their names."""
+    layers = {id(one.variable): id(one.layer) for one in weights_of(model)}
+    places: dict[int, int] = {}
+    for place, variable in enumerate(variables):
+        places.setdefault(layers.get(id(variable), id(variable)), place)
+    return sorted(variables, key=lambda v: (places[layers.get(id(v), id(v))], v.name))
 
 
 def _kind(variable: Any) -> tuple[Any, ...]:
     return tuple(variable.shape), variable.dtype
+
+
+def _named_kind(variable: Any) -> tuple[Any, ...]:
+    return variable.name, *_kind(variable)
 
 
 def _custom_classes(model: keras.Model, parts: list[Any]) -> dict[str, Any]:

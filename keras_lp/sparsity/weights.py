@@ -34,9 +34,19 @@ class Weight:
     is_to_train: bool
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether its layer has adapters (LoRA), which are in `layer.kernel` and its like."""
+        return getattr(self.layer, "lora_enabled", False)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is one of a pair that trains in place of a kernel."""
+        return self.has_adapters and self.variable.name.startswith("lora_")
+
+    @property
     def is_adapted(self) -> bool:
-        """Whether it is a kernel under LoRA, whose adapters train in its place."""
-        return getattr(self.layer, "lora_enabled", False) and self.variable.name in _KERNELS[:2]
+        """Whether it is a kernel to which the product of adapters is added."""
+        return self.has_adapters and self.variable.name in _KERNELS[:2]
 
     @property
     def is_quantized(self) -> bool:
