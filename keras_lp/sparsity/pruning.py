@@ -21,6 +21,7 @@ from keras_lp.sparsity.report import (
     sort_weights,
     sparsity_report,
 )
+from keras_lp.sparsity.weights import Weight
 
 SCOPES = ("global", "layer")
 
@@ -129,6 +130,16 @@ def check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None
         )
 
 
+def check_floats(weights: Iterable[Weight], why: str) -> None:
+    """Raises ValueError, with the reason and a remedy, where weights are integers."""
+    quantized = [one.variable for one in weights if one.is_quantized]
+    if quantized:
+        raise ValueError(
+            f"Argument `model` is quantized, and {why}, or leave out what is quantized with "
+            f"`exclude`. Received: integers in {list_paths(quantized, 5)}"
+        )
+
+
 def check_sparsity(name: str, value: Any) -> None:
     """Raises ValueError unless `value`, the argument called `name`, is a number in [0, 1]."""
     if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= float(value) <= 1):
@@ -139,25 +150,18 @@ def check_sparsity(name: str, value: Any) -> None:
 
 
 def _prunable(model: keras.Model, exclude: str | Iterable[str] | None) -> list[Any]:
-    """What is counted; raises ValueError where that is not what is stored."""
+    """What is counted; raises ValueError where that is not what the variables hold."""
     counted = sort_weights(model, exclude)[0]
-    variables = [one.variable for one in counted]
-    quantized = [one.variable for one in counted if one.is_quantized]
-    if quantized:
-        raise ValueError(
-            "Argument `model` is quantized, and integers cannot be pruned as what they stand for. "
-            "Prune first, then call `model.quantize`; or leave out what is quantized with "
-            f"`exclude`. Received: integers in {list_paths(quantized, 5)}"
-        )
+    check_floats(counted, "only weights can be pruned. Prune first, then call `model.quantize`")
     adapted = [one.variable for one in counted if one.is_adapted]
     if adapted:
         raise ValueError(
-            "Argument `model` has LoRA adapters, whose product is added to the kernels that would "
-            "be pruned. Prune before `enable_lora`; or prune what `keras_lp.strip_pruning(model)` "
-            "returns, where they are merged; or leave them out with `exclude`. "
+            "Argument `model` has LoRA adapters, whose product is added to what would be pruned. "
+            "Prune before `enable_lora`, or prune the copy that `keras_lp.strip_pruning(model)` "
+            "makes, where they are merged, or leave these kernels out with `exclude`. "
             f"Received: adapters of {list_paths(adapted, 5)}"
         )
-    return variables
+    return [one.variable for one in counted]
 
 
 def _largest(arrays: Sequence[np.ndarray], sparsity: Any) -> list[np.ndarray]:

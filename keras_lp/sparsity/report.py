@@ -18,6 +18,7 @@ import keras
 from keras_lp import selection
 from keras_lp.sparsity.reach import find_cut_off
 from keras_lp.sparsity.weights import Weight, layers_within, weights_of
+from keras_lp.sparsity.zero_pattern import warn_of_lost_zeros
 
 # What a row can be marked with, and what is said of it below.
 DEAD, CUT_OFF, NEARLY_DEAD = "dead", "cut off", "nearly dead"
@@ -188,6 +189,7 @@ def sparsity_report(
     """
     check_threshold(threshold)
     counted, frozen, others = sort_weights(model, exclude)
+    warn_of_lost_zeros(model.variables)
     kernels = [*counted, *frozen, *(one for one in others if one.is_kernel)]
     counts = {id(one.variable): one.count(threshold) for one in kernels}
     is_dead = {key: zeros == size > 0 for key, (zeros, size, _) in counts.items()}
