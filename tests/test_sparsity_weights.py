@@ -115,3 +115,62 @@ def test_every_weight_is_found_in_the_layer_that_owns_it():
             assert any(one.variable is variable for variable in one.layer.variables)
             assert one.is_to_train is ("moving" not in one.variable.name)
             assert one.is_frozen is (one.is_to_train and not is_trained)
+
+
+def adapt(model, *names):
+    """Gives layers adapters that have trained: with the kernels they make sums without zeros."""
+    for name in names:
+        model.get_layer(name).enable_lora(2)
+    for variable in model.trainable_variables:
+        if "lora" in variable.name:
+            variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+
+
+def test_layer_with_adapters_counts_by_what_it_computes_with(words):
+    before = keras_lp.sparsity_report(words)
+    words.get_layer("dense").enable_lora(2)  # The product is 0 at first.
+    report = keras_lp.sparsity_report(words)
+    assert report.layers == before.layers
+    assert report.not_counted == before.not_counted + 2 * 2 * SIZE
+    adapt(words, "embedding", "einsum")
+    report = {row.name: row for row in keras_lp.sparsity_report(words).layers}
+    for name, row in {row.name: row for row in before.layers}.items():
+        zeros = 0 if name in ("embedding", "einsum", "dense") else row.zeros
+        assert (report[name].zeros, report[name].size) == (zeros, row.size)
+    words.get_layer("einsum").trainable = False
+    assert keras_lp.sparsity_report(words).frozen == SIZE * 6
+
+
+def test_adapters_of_convolutions_and_of_a_loaded_model_are_not_counted(tmp_path):
+    layer = layers.Conv1D(4, 3, name="conv")
+    model = keras.Sequential([keras.Input((6, 2)), layer, layers.Dense(3, name="logits")])
+    keras_lp.prune(model, 0.5, scope="layer")
+    layer.enable_lora(1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert keras_lp.sparsity_report(loaded).layers == keras_lp.sparsity_report(model).layers
+    assert keras_lp.sparsity_report(loaded).layers[0].zeros == 12
+    adapt(model)
+    assert [row.zeros for row in keras_lp.sparsity_report(model).layers] == [0, 6]
+
+
+def test_kernels_under_adapters_count_beside_what_an_optimizer_decays(mlp):
+    model = mlp()
+    adapt(model, "hidden")
+    model.compile(keras_lp.LpAdamW(), "mse")
+    model.optimizer.build(model.trainable_variables)
+    assert keras_lp.sparsity_report(model).size == 128 + 48
+    model.compile(keras_lp.LpAdamW(exclude="hidden"), "mse")
+    model.optimizer.build(model.trainable_variables)
+    assert keras_lp.sparsity_report(model).size == 48
+    assert keras_lp.sparsity_report(model, exclude=[]).size == 128 + 48
+
+
+def test_adapters_of_quantized_kernels_are_added_to_what_is_counted(mlp):
+    model = mlp()
+    keras_lp.prune(model, 0.5, scope="layer")
+    model.quantize("int8", filters="hidden")
+    model.get_layer("hidden").enable_lora(2)
+    assert keras_lp.sparsity_report(model).zeros == 64 + 24
+    adapt(model)
+    assert keras_lp.sparsity_report(model).zeros == 24
