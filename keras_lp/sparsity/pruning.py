@@ -21,7 +21,7 @@ from keras_lp.sparsity.report import (
     sort_weights,
     sparsity_report,
 )
-from keras_lp.sparsity.weights import Weight
+from keras_lp.sparsity.weights import Weight, whole_array
 
 SCOPES = ("global", "layer")
 
@@ -98,7 +98,7 @@ def prune_groups(
     """
     pruned: list[tuple[Any, np.ndarray]] = []
     for variables, sparsity in groups:
-        arrays = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
+        arrays = [whole_array(variable) for variable in variables]
         check_finite(variables, arrays)
         if threshold is not None:
             masks = [np.abs(array) > threshold for array in arrays]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lp import selection
@@ -133,6 +134,20 @@ def weights_of(model: keras.Model) -> list[Weight]:
             for variable in variables:
                 found.setdefault(id(variable), Weight(variable, layer, is_to_train))
     return [found[id(variable)] for variable in model.weights]
+
+
+def whole_array(variable: Any) -> np.ndarray:
+    """A variable as a NumPy array, also where other processes hold parts of it."""
+    if is_here(variable):
+        return np.asarray(ops.convert_to_numpy(variable))
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(variable.value, tiled=True)
+
+
+def is_here(variable: Any) -> bool:
+    """Whether this process holds all of a variable, as it does with other backends than JAX."""
+    return getattr(ops.convert_to_tensor(variable), "is_fully_addressable", True)
 
 
 def layers_within(layer: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_lp.selection import list_paths
+from keras_lp.sparsity.weights import is_here, whole_array
 
 
 class ZeroPattern(keras.constraints.Constraint):
@@ -21,9 +22,9 @@ class ZeroPattern(keras.constraints.Constraint):
 
     def __init__(self, variable: Any, constraint: Any = None) -> None:
         self.constraint = constraint
-        nonzero = np.asarray(ops.convert_to_numpy(variable)) != 0
-        # A variable, so that a compiled step refers to it instead of holding a copy.
-        self.nonzero = keras.Variable(nonzero, dtype="bool", trainable=False, name="nonzero")
+        self.nonzero: Any = whole_array(variable) != 0
+        if is_here(variable):  # JAX compiles nothing with arrays that lie elsewhere too.
+            self.nonzero = _beside(variable, self.nonzero)
 
     def __call__(self, w: Any) -> Any:
         """The weights, zero where the pattern is."""
@@ -31,6 +32,17 @@ class ZeroPattern(keras.constraints.Constraint):
             w = self.constraint(w)
         w = ops.convert_to_tensor(w)
         return ops.where(ops.convert_to_tensor(self.nonzero), w, ops.zeros_like(w))
+
+
+def _beside(variable: Any, nonzero: np.ndarray) -> keras.Variable:
+    """A variable, so that a compiled step refers to it instead of holding a copy.
+
+    By its path, that of the other one, `ModelParallel` divides it alike.
+    """
+    scope, _, name = variable.path.rpartition("/")
+    parent, _, scope = scope.rpartition("/")
+    with keras.name_scope(scope, override_parent=parent):
+        return keras.Variable(nonzero, dtype="bool", trainable=False, name=name)
 
 
 def warn_of_lost_zeros(variables: Sequence[Any]) -> None:
