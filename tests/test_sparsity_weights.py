@@ -174,3 +174,19 @@ def test_adapters_of_quantized_kernels_are_added_to_what_is_counted(mlp):
     assert keras_lp.sparsity_report(model).zeros == 64 + 24
     adapt(model)
     assert keras_lp.sparsity_report(model).zeros == 24
+
+
+def test_adapters_that_keras_loads_do_not_train_and_those_of_a_stripped_model_do(mlp, tmp_path):
+    # Said in docs/counting.md; where this fails, Keras has mended it.
+    model = mlp()
+    adapt(model, "hidden")
+    model.save(tmp_path / "model.keras")
+    loaded, stripped = (
+        keras.models.load_model(tmp_path / "model.keras"),
+        keras_lp.strip_pruning(model),
+    )
+    stripped.get_layer("hidden").enable_lora(2)
+    for each, trains in ((loaded, False), (stripped, True)):
+        each.compile("sgd", "mse")
+        each.fit(np.ones((4, 8)), np.ones((4, 3)), verbose=0)
+        assert np.any(numpy(each.get_layer("hidden").lora_kernel_b)) == trains
