@@ -1,3 +1,5 @@
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -50,14 +52,16 @@ def computed(model):
     }
 
 
-def int4(block_size):
-    return keras.quantizers.Int4QuantizationConfig(block_size=block_size)
-
-
-@pytest.mark.parametrize("quantization", ["int8", "int4", int4(-1), int4(4)])
+@pytest.mark.parametrize("quantization", ["int8", "int4", -1, 4])
 def test_zeros_of_quantized_kernels_are_those_that_layers_compute_with(words, quantization):
     floats = keras_lp.sparsity_report(words)
-    words.quantize(**{"mode" if isinstance(quantization, str) else "config": quantization})
+    if isinstance(quantization, str):
+        words.quantize(quantization)
+    else:
+        kind = keras.quantizers.Int4QuantizationConfig
+        if "block_size" not in inspect.signature(kind).parameters:
+            pytest.skip("this Keras has int4 without blocks")
+        words.quantize(config=kind(block_size=quantization))
     for name, array in computed(words).items():
         one = kernels(words)[name]
         assert one.is_quantized

@@ -194,27 +194,30 @@ def sparsity_report(
     counts = {id(one.variable): one.count(threshold) for one in kernels}
     is_dead = {key: zeros == size > 0 for key, (zeros, size, _) in counts.items()}
     cut_off, is_constant = find_cut_off(model, is_dead) if any(is_dead.values()) else ((), False)
-    layers = []
-    for name, variable in by_variable(model, [one.variable for one in counted]):
-        zeros, size, full_rank = counts[id(variable)]
-        condition = None
-        if is_dead[id(variable)]:
-            condition = DEAD
-        elif id(variable) in cut_off:
-            condition = CUT_OFF
-        elif size - zeros < full_rank:
-            condition = NEARLY_DEAD
-        layers.append(LayerSparsity(name, zeros, size, condition))
-    frozen_counts = [counts[id(one.variable)] for one in frozen]
-    frozen_size = sum(size for _, size, _ in frozen_counts)
+    layers = [
+        _judged(name, *counts[id(variable)], is_cut_off=id(variable) in cut_off)
+        for name, variable in by_variable(model, [one.variable for one in counted])
+    ]
+    frozen_zeros, frozen_size = (sum(counts[id(one.variable)][i] for one in frozen) for i in (0, 1))
     return SparsityReport(
         tuple(layers),
         float(threshold),
         not_counted=frozen_size + sum(math.prod(one.variable.shape) for one in others),
         frozen=frozen_size,
-        frozen_zeros=sum(zeros for zeros, _, _ in frozen_counts),
+        frozen_zeros=frozen_zeros,
         is_constant=is_constant,
     )
+
+
+def _judged(name: str, zeros: int, size: int, full_rank: int, is_cut_off: bool) -> LayerSparsity:
+    """A row of a report, marked where it has to be."""
+    if zeros == size > 0:
+        condition: str | None = DEAD
+    elif is_cut_off:
+        condition = CUT_OFF
+    else:
+        condition = NEARLY_DEAD if size - zeros < full_rank else None
+    return LayerSparsity(name, zeros, size, condition)
 
 
 def decayed_variables(
@@ -240,18 +243,7 @@ def sort_weights(
     """
     check_model(model)
     weights = weights_of(model)
-    optimizers = selection.optimizers_within(getattr(model, "optimizer", None))
-    decayed = {
-        id(variable)
-        for one in optimizers
-        for variable in getattr(one, "decayed_variables", None) or ()
-    }
-    is_asked = exclude is None and any(id(one.variable) in decayed for one in weights)
-    if is_asked:
-        patterns = [pattern for one in optimizers for pattern in getattr(one, "exclude", ())]
-    else:
-        patterns = [*selection.check_patterns("exclude", exclude)]
-        decayed = set(map(id, _decayed_by_default(model, weights, patterns)))
+    decayed, patterns = _decayed(model, weights, exclude)
     counted, frozen, others = [], [], []
     for one in weights:
         is_left_in = one.is_kernel and not any(
@@ -289,10 +281,20 @@ def by_layer(model: keras.Model, variables: Sequence[Any]) -> list[tuple[str, li
     return [(name, members) for (name, _), members in layers.items()]
 
 
-def _decayed_by_default(
-    model: keras.Model, weights: Sequence[Weight], patterns: Sequence[str]
-) -> list[Any]:
-    """What is counted where no optimizer says it."""
+def _decayed(
+    model: keras.Model, weights: Sequence[Weight], exclude: str | Iterable[str] | None
+) -> tuple[set[int], Sequence[str]]:
+    """The ids of the decayed variables, and the patterns of those that are excluded."""
+    optimizers = selection.optimizers_within(getattr(model, "optimizer", None))
+    by_optimizer = {
+        id(variable)
+        for one in optimizers
+        for variable in getattr(one, "decayed_variables", None) or ()
+    }
+    if exclude is None and any(id(one.variable) in by_optimizer for one in weights):
+        return by_optimizer, [
+            pattern for one in optimizers for pattern in getattr(one, "exclude", ())
+        ]
     trained = set(map(id, model.trainable_variables))
     candidates = [
         one.variable
@@ -304,7 +306,8 @@ def _decayed_by_default(
             "Argument `model` has no trainable variable, hence no decayed one. Set "
             f"`trainable = True` on the layers to look at. Received: model={model.name!r}"
         )
-    return selection.decayed_variables(candidates, patterns)
+    patterns = selection.check_patterns("exclude", exclude)
+    return set(map(id, selection.decayed_variables(candidates, patterns))), patterns
 
 
 def shorten(name: str, width: int) -> str:
