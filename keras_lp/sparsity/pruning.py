@@ -39,7 +39,9 @@ def prune(
     Formula: with `sparsity`, the `round(sparsity * size)` entries of least `|w|` become 0,
     where `size` counts the entries of the decayed variables; with `threshold`, those with
     `|w| <= threshold`. Among equal magnitudes the earlier variable, and in it the earlier
-    entry in row-major order, goes first. Zeros that are there count, and stay.
+    entry in row-major order, goes first. Zeros that are there count, and stay. Layers that
+    this leaves without a weight, and those that they cut off from the inputs, are named in
+    one warning; those that were so before are not.
 
     Args:
         model: A built Keras 3 model of any kind. Its decayed variables are those that
@@ -58,8 +60,8 @@ def prune(
     Raises:
         TypeError: If `model` is no Keras 3 model.
         ValueError: If not exactly one of `sparsity` and `threshold` is given or one is out of
-            its range, `scope` is unknown, a weight is not finite, or the report refuses the
-            model or `exclude`.
+            its range, `scope` is unknown, a weight is not finite, is quantized or has LoRA
+            adapters, or the report refuses the model or `exclude`.
 
     Example:
     >>> keras_lp.prune(model, sparsity=0.9).sparsity
