@@ -11,8 +11,8 @@ import keras
 import numpy as np
 
 from keras_lp.optional import require
-from keras_lp.sparsity.pruning import check_finite, check_sparsity
-from keras_lp.sparsity.report import SparsityReport, decayed_variables, shorten
+from keras_lp.sparsity.pruning import check_finite, check_floats, check_sparsity
+from keras_lp.sparsity.report import SparsityReport, shorten, sort_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +139,7 @@ def plot_weights(
     Raises:
         ImportError: If matplotlib is not installed.
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If a weight is not finite, `bins` is no positive integer, or
+        ValueError: If a weight is not finite or quantized, `bins` is no positive integer, or
             `keras_lp.sparsity_report` would refuse the model or `exclude`.
 
     Example:
@@ -150,9 +150,10 @@ def plot_weights(
         raise ValueError(
             f"Argument `bins` must be a positive integer, the bins per decade. Received: {bins=}"
         )
-    variables = decayed_variables(model, exclude)
-    arrays = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
-    check_finite(variables, arrays)
+    counted = sort_weights(model, exclude)[0]
+    check_floats(counted, "its integers are no magnitudes. Draw it before `model.quantize`")
+    arrays = [np.asarray(keras.ops.convert_to_numpy(one.values())) for one in counted]
+    check_finite([one.variable for one in counted], arrays)
     magnitudes = np.concatenate([np.abs(array, dtype="float64").ravel() for array in arrays])
     counts, edges = _histogram(np.log10(magnitudes[magnitudes > 0]), bins)
 
@@ -175,6 +176,8 @@ def plot_weights(
 
 def plot_layers(report: SparsityReport, *, ax: "Axes | None" = None) -> "Axes":
     """Draws the sparsity of each layer as a bar, with the number of weights left beside it.
+
+    A layer with several decayed variables has a bar for each, as in the report.
 
     Args:
         report: What `keras_lp.sparsity_report` returned.
@@ -200,7 +203,11 @@ def plot_layers(report: SparsityReport, *, ax: "Axes | None" = None) -> "Axes":
         )
     rows = range(len(report.layers))
     names = [shorten(layer.name, _NAME) for layer in report.layers]
-    left = [f"{layer.size - layer.zeros:,} of {layer.size:,} left" for layer in report.layers]
+    left = [
+        f"{layer.size - layer.zeros:,} of {layer.size:,} left"
+        + (f", {layer.condition}" if layer.condition else "")
+        for layer in report.layers
+    ]
     if ax is None:
         characters = max(map(len, names), default=0) + max(map(len, left), default=0)
         ax = _new_axes(_BARS + _CHARACTER * characters, 1 + _ROW * len(rows))

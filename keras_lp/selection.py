@@ -1,9 +1,9 @@
 """Which variables are decayed.
 
-A variable is decayed if it is trainable, has at least two dimensions and is no bias or
-scale by name (a rank alone would decay the biases of attention and GRU layers), or if an
-`include` pattern matches it; and if no `exclude` pattern does. Patterns are regular
-expressions, searched as `re.search` does in the variable's path, such as
+A variable is decayed if it is trainable, has at least two dimensions, is no bias or
+scale by name (a rank alone would decay the biases of attention and GRU layers) and no LoRA
+adapter, or if an `include` pattern matches it; and if no `exclude` pattern does. Patterns are
+regular expressions, searched as `re.search` does in the variable's path, such as
 "encoder/dense_1/kernel". `overrides` go by the same patterns, the first that matches.
 """
 
@@ -96,7 +96,7 @@ def variable_path(variable: Any) -> str:
 
 
 def is_decayed_by_default(variable: Any) -> bool:
-    """The default rule: at least 2-D and no bias or scale by name.
+    """The default rule: at least 2-D, and no bias, scale or adapter (LoRA) by name.
 
     The name is the last part of the path, taken apart at underscores and digits:
     `relative_position_bias_table` and `bias_1` are biases, `scale_kernel` is a kernel.
@@ -105,7 +105,7 @@ def is_decayed_by_default(variable: Any) -> bool:
     named_so = words[-1:] and words[-1] not in _MATRIX and not _BIAS_OR_SCALE.isdisjoint(words)
     # Float8 training keeps its scales in trainable variables, whose gradient replaces them.
     is_replaced = getattr(variable, "overwrite_with_gradient", False)
-    return len(variable.shape) >= 2 and not named_so and not is_replaced
+    return len(variable.shape) >= 2 and not (named_so or "lora" in words or is_replaced)
 
 
 def optimizers_of(model: Any) -> list[Any]:
@@ -191,9 +191,9 @@ def decayed_variables(
     if not decayed:
         raise ValueError(
             "There is no variable to decay: the decay acts on trainable variables of at least "
-            "two dimensions that are no bias or scale by name, those of `include` beside them, and "
-            "none of `exclude`. Unfreeze a layer, include or exclude other variables, or use a "
-            f"plain Keras optimizer. Received: include={[*include]}, "
+            "two dimensions that are no bias, scale or LoRA adapter, those of `include` beside "
+            "them, and none of `exclude`. Unfreeze a layer, include or exclude other variables, or "
+            f"use a plain Keras optimizer. Received: include={[*include]}, "
             f"exclude={[*exclude, *map(variable_path, left_out)]}, trainable variables: "
             f"{list_paths(variables)}"
         )

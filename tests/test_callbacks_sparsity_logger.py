@@ -436,3 +436,19 @@ def test_wrong_arguments_are_named_with_what_was_received(arguments, error, mess
 def test_path_may_be_a_string(model, fit, tmp_path, read):
     fit(model, keras_lp.SparsityLogger(str(tmp_path)), epochs=1)
     assert [Path(path).parent.name for path in tmp_path.glob("*/*")] == ["sparsity"]
+
+
+def test_layer_with_several_kernels_has_curves_for_each(tmp_path, read):
+    layer = keras.layers.SeparableConv1D(3, 2, name="separable")
+    model = keras.Sequential([keras.Input((4, 2)), layer])
+    layer.depthwise_kernel.assign(np.eye(4, 1).reshape(2, 2, 1))
+    logger = keras_lp.SparsityLogger(tmp_path)
+    logger.set_model(model)
+    logger.on_epoch_end(0, {})
+    events = read(tmp_path / "sparsity")
+    assert events.Tags()["histograms"] == [
+        "log10_magnitude/separable/depthwise_kernel",
+        "log10_magnitude/separable/pointwise_kernel",
+    ]
+    assert curve(events, "sparsity/separable/depthwise_kernel") == [(0, 0.75)]
+    assert curve(events, "sparsity") == [(0, pytest.approx(0.3))]

@@ -344,6 +344,7 @@ def test_targets_of_none_and_of_all_are_met(target, mlp, data):
     [
         pytest.param("mirrored", 2, marks=pytest.mark.backend("tensorflow")),
         pytest.param("data_parallel", 4, marks=pytest.mark.backend("jax")),
+        pytest.param("model_parallel", 2, marks=pytest.mark.backend("jax")),
     ],
 )
 def test_sparsity_is_exact_on_several_devices(setting, devices, run_worker, tmp_path):

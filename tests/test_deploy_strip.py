@@ -1,3 +1,7 @@
+import functools
+import itertools
+import resource
+
 import keras
 import numpy as np
 import pytest
@@ -325,13 +329,172 @@ def test_model_that_cannot_be_saved_is_an_error_with_the_remedy():
         strip_pruning(called(Needy(3)))
 
 
-def test_function_that_keras_cannot_find_is_named():
-    def odd(x):
-        return x
+FACTOR = 3.0
 
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation=odd)])
-    with pytest.raises(ValueError, match=r"register_keras_serializable.*Could not locate.*odd"):
-        strip_pruning(model)
+
+def times(x, factor):
+    return x * factor
+
+
+class Doubling:
+    def __call__(self, x):
+        return x * 2
+
+
+def inner(value=2.0):
+    def function(x):
+        return keras.ops.multiply(x, value)
+
+    return function
+
+
+FUNCTIONS = {
+    "lambda that reads a name of its module": lambda: lambda x: x * FACTOR,
+    "function in a function": inner,
+    "function that holds an array": lambda: inner(np.arange(3, dtype="float32")),
+    "partial function": lambda: functools.partial(times, factor=2.0),
+    "callable object": Doubling,
+}
+PLACES = {
+    "a Lambda": keras.layers.Lambda,
+    "a Lambda within a layer": lambda f: keras.layers.TimeDistributed(keras.layers.Lambda(f)),
+    "an activation": lambda f: keras.layers.Dense(3, activation=f),
+    "an activation of a cell": lambda f: keras.layers.SimpleRNN(
+        3, activation=f, return_sequences=True
+    ),
+    "an initializer": lambda f: keras.layers.Dense(
+        3, kernel_initializer=lambda shape, dtype=None: f(keras.ops.ones(shape, dtype))
+    ),
+}
+
+
+def functional_with(layer):
+    inputs = keras.Input((4, 8))
+    return keras.Model(inputs, layer(keras.layers.Dense(3)(inputs)))
+
+
+def sequential_with(layer):
+    return keras.Sequential([keras.Input((4, 8)), keras.layers.Dense(3), layer])
+
+
+def outputs(model):
+    x = np.random.default_rng(0).normal(size=(2, 4, 8)).astype("float32")
+    return keras.ops.convert_to_numpy(model(x))
+
+
+FAST = list(zip(FUNCTIONS, PLACES, strict=True))
+
+
+@pytest.mark.parametrize("make", [sequential_with, functional_with])
+@pytest.mark.parametrize(
+    ("function", "place"),
+    [
+        pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow)
+        for pair in itertools.product(FUNCTIONS, PLACES)
+    ],
+)
+def test_functions_that_no_file_can_hold_are_in_the_copy_themselves(function, place, make):
+    model = make(PLACES[place](FUNCTIONS[function]()))
+    expected = outputs(model)
+    stripped = strip_pruning(model)
+    np.testing.assert_array_equal(outputs(stripped), expected)
+    for variable in model.trainable_variables:
+        variable.assign(variable + 1)
+    np.testing.assert_array_equal(outputs(stripped), expected)
+
+
+def test_functions_of_one_name_are_told_apart():
+    model = keras.Sequential([keras.Input((4, 8)), keras.layers.Dense(3)])
+    for value in (1.0, 2.0, 3.0):
+        model.add(keras.layers.Lambda(inner(value)))
+    function = model.layers[-1].function
+    np.testing.assert_array_equal(outputs(strip_pruning(model)), outputs(model))
+    assert model.layers[-1].function is function
+
+
+def test_custom_classes_within_layers_of_keras_are_copied_without_registration():
+    class Shift(keras.layers.Layer):
+        def call(self, x):
+            return x + 1
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    class Small(keras.constraints.Constraint):
+        def __call__(self, weights):
+            return weights
+
+    model = functional_with(keras.layers.TimeDistributed(Shift()))
+    model.layers[1].kernel_constraint = Small()
+    np.testing.assert_array_equal(outputs(strip_pruning(model)), outputs(model))
+
+
+def test_model_that_draws_anew_at_each_call_is_copied():
+    noise = keras.layers.Lambda(lambda x: x + keras.random.normal((3,)), lambda shape: shape)
+    model = sequential_with(noise)
+    assert strip_pruning(model).count_params() == model.count_params()
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond some bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_error_of_the_system_passes_as_what_it_is(mlp, small_files):
+    with pytest.raises(OSError, match="File too large") as caught:
+        strip_pruning(mlp())
+    assert "register_keras_serializable" not in str(caught.value)
+
+
+class OfImages(keras.Model):
+    """Built by itself, and never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Conv2D(4, 3)
+        self.last = keras.layers.Dense(2)
+
+    def build(self, input_shape=(None, 6, 6, 3)):
+        self.first.build(input_shape)
+        self.last.build((None, 4 * 4 * 4))
+
+    def call(self, x):
+        return self.last(keras.ops.reshape(self.first(x), (-1, 64)))
+
+
+class OfVectors(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def build(self):
+        self.dense.build((None, 8))
+
+    def call(self, x):
+        return self.dense(x)
+
+
+class OfMaps(OfVectors):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Conv2D(2, 3)
+
+    def build(self):
+        self.dense.build((None, None, None, 5))
+
+
+@pytest.mark.parametrize("kind", [OfImages, OfVectors, OfMaps])
+def test_subclassed_model_that_was_built_and_never_called_is_copied(kind):
+    model = kind()
+    model.build()
+    model.set_weights([np.full(weights.shape, 2.0) for weights in model.get_weights()])
+    stripped = strip_pruning(model)
+    for weights, copied in zip(model.get_weights(), stripped.get_weights(), strict=True):
+        np.testing.assert_array_equal(copied, weights)
 
 
 @pytest.mark.parametrize("threshold", [-1e-3, float("nan"), float("inf"), "tiny", None])
@@ -341,5 +504,96 @@ def test_bad_threshold_is_an_error_that_names_it(mlp, threshold):
 
 
 def test_unbuilt_model_is_an_error_that_says_how_to_build_it():
-    with pytest.raises(ValueError, match=r"must be built.*model.build"):
+    with pytest.raises(ValueError, match=r"must be built.*Call it on a batch"):
         strip_pruning(keras.Sequential([keras.layers.Dense(2)]))
+
+
+@pytest.mark.parametrize("mode", ["float8", "int8", "int4"])
+def test_quantized_model_is_copied_with_its_zeros(mlp, mode):
+    model = mlp()
+    keras_lp.prune(model, 0.8, scope="layer")
+    model.quantize(mode, filters="hidden")
+    kernel = np.ones((16, 3), "float32")
+    kernel[:4] = 1e-14
+    model.get_layer("logits").kernel.assign(kernel)
+    stripped = strip_pruning(model)
+    report, copied = map(keras_lp.sparsity_report, (model, stripped))
+    assert copied.layers[0] == report.layers[0]
+    assert (report.layers[1].zeros, copied.layers[1].zeros) == (0, 12)
+    x = np.random.default_rng(0).random((4, 8), "float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(stripped(x)), keras.ops.convert_to_numpy(model(x)), atol=1e-6
+    )
+
+
+def with_adapters(*layers, shape, dtype="float32"):
+    """A model of pruned layers with adapters that have trained."""
+    model = keras.Sequential([keras.Input(shape, dtype=dtype), *layers])
+    keras_lp.prune(model, 0.5, scope="layer")
+    for layer in layers:
+        layer.enable_lora(2)
+    for variable in model.trainable_variables:
+        if "lora" in variable.name:
+            variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    return model
+
+
+ADAPTED = {
+    "dense": (lambda: [keras.layers.Dense(6), keras.layers.Dense(3)], (8,), "float32"),
+    "convolution": (lambda: [keras.layers.Conv1D(4, 3)], (8, 3), "float32"),
+    "einsum": (lambda: [keras.layers.EinsumDense("ab,bcd->acd", (2, 3))], (8,), "float32"),
+    "embedding": (lambda: [keras.layers.Embedding(9, 4)], (5,), "int32"),
+}
+
+
+@pytest.mark.parametrize("layers", ADAPTED)
+def test_adapters_are_merged_into_plain_layers(layers):
+    make, shape, dtype = ADAPTED[layers]
+    model = with_adapters(*make(), shape=shape, dtype=dtype)
+    stripped = strip_pruning(model)
+    assert not any("lora" in variable.name for variable in stripped.variables)
+    assert all(variable.trainable for variable in stripped.variables)
+    assert keras_lp.sparsity_report(stripped).zeros == 0
+    x = np.random.default_rng(0).integers(0, 9, (4, *shape)).astype(dtype)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(stripped(x)),
+        keras.ops.convert_to_numpy(model(x)),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("layers", ADAPTED)
+def test_zeros_under_adapters_are_kept_on_request(layers):
+    make, shape, dtype = ADAPTED[layers]
+    model = with_adapters(*make(), shape=shape, dtype=dtype)
+    kept = strip_pruning(model, keep_zeros=True)
+    merged = strip_pruning(model)
+    assert keras_lp.sparsity_report(kept).sparsity == pytest.approx(0.5, abs=0.02)
+    for a, b in zip(kept.weights, merged.weights, strict=True):
+        a, b = map(keras.ops.convert_to_numpy, (a, b))
+        np.testing.assert_array_equal(a, np.where(a == 0, 0, b))
+    assert keras_lp.prune(kept, 0.8, scope="layer").sparsity == pytest.approx(0.8, abs=0.05)
+
+
+class Adapted(keras.Model):
+    """Makes its adapters itself, so that a copy has them too."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(4, lora_rank=2)
+
+    def call(self, x):
+        return self.hidden(x)
+
+
+def test_subclassed_model_with_adapters_of_its_own_is_copied_merged():
+    model = Adapted()
+    x = np.random.default_rng(0).random((4, 8), "float32")
+    model(x)
+    for variable in model.trainable_variables:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    stripped = strip_pruning(model)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(stripped(x)), keras.ops.convert_to_numpy(model(x)), rtol=1e-6
+    )

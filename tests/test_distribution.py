@@ -1,6 +1,7 @@
 """Training on several devices; in processes of its own, as their number is fixed at the start."""
 
 import functools
+import json
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ import keras_lp
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "multi_host.py"
 WORKER = ROOT / "tests" / "workers" / "distributed_training.py"
+SHARDED = ROOT / "tests" / "workers" / "sharded.py"
 DEVICES = {"one_device": 1, "mirrored": 2, "data_parallel": 4, "model_parallel": 4}
 SECONDS = 120  # far more than any of these processes needs
 
@@ -143,11 +145,50 @@ def test_model_parallel_shards_a_kernel_and_its_moments(trained, layer, whole, p
         assert tuple(arrays[f"part of decay/{variable}"]) == part
 
 
-@pytest.mark.backend("jax")
-def test_two_processes_give_the_weights_of_one(tmp_path):
+def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        coordinator = "127.0.0.1:{1}".format(*free.getsockname())
+        return "127.0.0.1:{1}".format(*free.getsockname())
+
+
+def check_sharded(folder, processes):
+    """The parts that each process holds, once all that was counted is what is there."""
+    all_parts = []
+    for number in range(processes):
+        found = json.loads((folder / f"found_{number}.json").read_text())
+        for what in ("pruned", "trained"):
+            report = found[what]["report"]
+            assert [row["zeros"] for row in report["layers"]] == found[what]["zeros"]
+            assert report["zeros"] == found["measured"] == 144
+        assert found["pruned"]["pattern"] == found["trained"]["pattern"]
+        assert found["is_least"]
+        assert found["has_trained"]
+        assert found["warned"] == 0
+        all_parts.append(found["parts"])
+    return all_parts
+
+
+@pytest.mark.backend("jax")
+def test_sharded_weights_are_counted_pruned_and_kept_as_a_whole(tmp_path):
+    output(*run([SHARDED, "found_0.json"], folder=tmp_path, devices=2))
+    assert check_sharded(tmp_path, 1) == [
+        {"embedding": [16, 6], "hidden": [6, 8], "logits": [8, 4]}
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.backend("jax")
+def test_weights_sharded_over_two_processes_are_so_too(tmp_path):
+    address = free_address()
+    commands = [[SHARDED, f"found_{number}.json", address, number] for number in range(2)]
+    output(*run(*commands, folder=tmp_path, devices=1))
+    parts = {"embedding": [16, 6], "hidden": [6, 8], "logits": [8, 4]}
+    assert check_sharded(tmp_path, 2) == [parts, parts]
+
+
+@pytest.mark.backend("jax")
+def test_two_processes_give_the_weights_of_one(tmp_path):
+    coordinator = free_address()
     steps = ["--epochs", 1]  # of 20 steps
     (alone,) = output(*run([EXAMPLE, *steps, "--output", "one.keras"], folder=tmp_path))
     together = ["--coordinator", coordinator, "--processes", 2]

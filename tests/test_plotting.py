@@ -344,3 +344,33 @@ def test_figure_has_room_for_all_names_and_numbers(count):
 def test_model_in_place_of_a_report_is_an_error_that_says_how_to_make_one(mlp):
     with pytest.raises(TypeError, match=r"`report` must be .*`keras_lp.sparsity_report\(model\)`"):
         plot_layers(mlp())
+
+
+def test_layers_that_are_dead_are_named_so_and_kernels_of_one_layer_have_bars_of_their_own(ax):
+    layer = keras.layers.SeparableConv1D(4, 3, name="separable")
+    model = keras.Sequential([keras.Input((6, 2)), layer, keras.layers.Dense(2, name="dense")])
+    layer.depthwise_kernel.assign(np.zeros((3, 2, 1)))
+    plot_layers(keras_lp.sparsity_report(model), ax=ax)
+    assert [text.get_text() for text in ax.texts] == [
+        "0 of 6 left, dead",
+        "8 of 8 left",
+        "8 of 8 left, cut off",
+    ]
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "separable/depthwise_kernel",
+        "separable/pointwise_kernel",
+        "dense",
+    ]
+
+
+def test_weights_of_a_quantized_model_are_refused_and_adapted_ones_drawn_as_computed(mlp, ax):
+    model = mlp()
+    keras_lp.prune(model, 0.5)
+    model.get_layer("hidden").enable_lora(2)
+    model.get_layer("hidden").lora_kernel_b.assign(np.ones((2, 16)))
+    plot_weights(model, ax=ax)
+    zeros = keras_lp.sparsity_report(model).sparsity
+    assert f"({100 * zeros:.2f} % exact zeros)" in ax.get_legend().get_texts()[0].get_text()
+    model.quantize("int8", filters="logits")
+    with pytest.raises(ValueError, match=r"no magnitudes. Draw it before `model.quantize`.*logits"):
+        plot_weights(model, ax=ax)

@@ -40,7 +40,10 @@ def test_biases_of_two_dimensions_are_not_decayed():
     [
         ("kernel", True),
         ("embeddings", True),
-        ("lora_kernel_a", True),
+        ("lora_kernel_a", False),
+        ("lora_embeddings_b", False),
+        ("lora_a", False),
+        ("floral_kernel", True),
         ("biased_walk", True),
         ("multi_scale_kernel", True),
         ("alpha_weight", True),

@@ -37,11 +37,23 @@ def test_threshold_counts_entries_at_or_below_it_as_zero(model):
     assert sparsity_report(model, threshold=1e-6).zeros == 65
 
 
-def test_variables_of_one_layer_are_counted_together():
-    model = keras.Sequential([keras.Input((3, 4)), keras.layers.GRU(5)])
+def test_layer_with_several_decayed_variables_has_a_row_for_each():
+    layers = [
+        keras.layers.SeparableConv1D(8, 3, name="separable"),
+        keras.layers.GRU(5, name="gru"),
+        keras.layers.Dense(2, name="dense"),
+    ]
+    model = keras.Sequential([keras.Input((6, 4)), *layers])
+    layers[0].depthwise_kernel.assign(np.eye(12, 1).reshape(3, 4, 1))
     report = sparsity_report(model)
-    assert [row.size for row in report.layers] == [4 * 15 + 5 * 15]
-    assert report.not_counted == 2 * 15
+    assert [(row.name, row.zeros, row.size) for row in report.layers] == [
+        ("separable/depthwise_kernel", 11, 3 * 4),
+        ("separable/pointwise_kernel", 0, 4 * 8),
+        ("gru/gru_cell/kernel", 0, 8 * 15),
+        ("gru/gru_cell/recurrent_kernel", 0, 5 * 15),
+        ("dense", 0, 10),
+    ]
+    assert report.not_counted == 8 + 2 * 15 + 2
 
 
 def test_to_dict_is_json_and_holds_everything(model):
@@ -52,9 +64,18 @@ def test_to_dict_is_json_and_holds_everything(model):
         "size": 176,
         "threshold": 1e-6,
         "not_counted": 19,
+        "frozen": 0,
+        "frozen_zeros": 0,
+        "is_constant": False,
         "layers": [
-            {"name": "hidden", "zeros": 65, "size": 128, "sparsity": 65 / 128},
-            {"name": "logits", "zeros": 0, "size": 48, "sparsity": 0.0},
+            {
+                "name": "hidden",
+                "zeros": 65,
+                "size": 128,
+                "sparsity": 65 / 128,
+                "condition": None,
+            },
+            {"name": "logits", "zeros": 0, "size": 48, "sparsity": 0.0, "condition": None},
         ],
     }
 
@@ -70,6 +91,49 @@ def test_report_prints_as_an_aligned_table(model):
         "Counted as zero: |w| <= 1e-06.",
         "Not counted (biases, scales, excluded, frozen): 19.",
     ]
+
+
+def test_frozen_kernels_are_told_of_and_counted_as_the_report_says(model):
+    model.get_layer("hidden").trainable = False
+    report = sparsity_report(model)
+    assert (report.zeros, report.size, report.not_counted) == (0, 48, 128 + 19)
+    assert (report.frozen, report.frozen_zeros) == (128, 60)
+    assert "128 weights that could be decayed, 60 of them zero." in str(report)
+    assert "(on all: `model.trainable = False`,\nthen `model.trainable = True`)" in str(report)
+
+    model.trainable = False
+    model.trainable = True
+    model.compile(LpAdamW(), keras.losses.SparseCategoricalCrossentropy(True))
+    model.optimizer.build(model.trainable_variables)
+    report = sparsity_report(model)
+    assert (report.zeros, report.size, report.frozen) == (60, 176, 0)
+    assert "rozen among" not in str(report)
+
+
+def test_frozen_kernels_are_found_at_any_depth_and_without_what_never_trains(mlp):
+    inner = mlp()
+    inner.get_layer("hidden").kernel.trainable = False
+    layers = [inner, keras.layers.Dense(2), keras.layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    assert (sparsity_report(model).size, sparsity_report(model).frozen) == (48 + 6, 128)
+    inner.trainable = False
+    assert (sparsity_report(model).size, sparsity_report(model).frozen) == (6, 128 + 48)
+    # A pattern has to match what trains, and then leaves out what is frozen as well.
+    assert sparsity_report(model, exclude="hidden|bias").frozen == 48
+
+
+@pytest.mark.backend("tensorflow")
+def test_keras_sets_nothing_where_a_model_is_trainable_already(model):
+    # Why the report advises to set `trainable = False` before; with other backends Keras does.
+    model.get_layer("hidden").trainable = False
+    model.trainable = True
+    assert not model.get_layer("hidden").trainable
+
+
+def test_layers_frozen_by_a_config_are_told_of(model):
+    model.get_layer("hidden").trainable = False
+    loaded = keras.Sequential.from_config(model.get_config())
+    assert (sparsity_report(loaded).size, sparsity_report(loaded).frozen) == (48, 128)
 
 
 def test_table_of_a_model_with_long_names_fits_100_columns():
@@ -155,8 +219,30 @@ def test_counting_does_not_change_the_model(model):
 
 def test_unbuilt_model_is_an_error_that_says_how_to_build_it():
     model = keras.Sequential([keras.layers.Dense(2)], name="unbuilt")
-    with pytest.raises(ValueError, match=r"must be built.*model\.build.*Received: .*'unbuilt'"):
+    with pytest.raises(ValueError, match=r"must be built.*`model\(x\)`.*Received: .*'unbuilt'"):
         sparsity_report(model)
+    model(np.ones((1, 3)))
+    assert sparsity_report(model).size == 6
+
+
+def test_model_that_was_built_without_its_variables_is_an_error_that_says_to_call_it():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__(name="subclassed")
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Subclassed()
+    model.build((None, 4))  # Keras marks it built, but builds nothing in it.
+    for refuse in (sparsity_report, keras_lp.freeze_zeros, keras_lp.strip_pruning):
+        with pytest.raises(ValueError, match=r"must be built.*`model\(x\)`.*'subclassed'"):
+            refuse(model)
+    with pytest.raises(ValueError, match=r"must be built.*`model\(x\)`.*'subclassed'"):
+        keras_lp.prune(model, 0.5)
+    model(np.ones((1, 4)))
+    assert keras_lp.prune(model, 0.5).zeros == 4
 
 
 @pytest.mark.parametrize("thing", ["model.keras", None, keras.layers.Dense(2)])

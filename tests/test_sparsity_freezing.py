@@ -1,9 +1,14 @@
+import gc
+import warnings
+import weakref
+
 import keras
 import numpy as np
 import pytest
 
 import keras_lp
 from keras_lp import LpAdamW, freeze_zeros, prune, unfreeze_zeros
+from keras_lp.sparsity import torch_steps
 
 ways_to_run = pytest.mark.parametrize(
     "compiling",
@@ -142,3 +147,156 @@ def test_what_is_no_model_is_an_error():
     for function in (freeze_zeros, unfreeze_zeros):
         with pytest.raises(TypeError, match=r"`model` must be a Keras 3 model"):
             function("model.keras")
+
+
+@pytest.fixture
+def no_others(monkeypatch):
+    """No pattern of another test's model is kept."""
+    monkeypatch.setattr(torch_steps, "_patterns", weakref.WeakValueDictionary())
+    monkeypatch.setattr(torch_steps, "_handles", [])
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.usefixtures("no_others")
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "RMSprop"])
+def test_zeros_stay_zero_under_an_optimizer_of_torch(mlp, batches, kind):
+    import torch
+
+    model, (x, y) = mlp(), batches
+    arguments = {"momentum": 0.9} if kind != "AdamW" else {}
+    optimizer = getattr(torch.optim, kind)(model.parameters(), 0.01, weight_decay=0.1, **arguments)
+
+    def train():
+        for _ in range(5):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), torch.as_tensor(y)).backward()
+            optimizer.step()
+
+    train()  # The optimizer has momenta for weights that are zero later.
+    prune(model, 0.5)
+    pattern, before = zeros(model), numpy(model.get_layer("hidden").kernel)
+    freeze_zeros(model)
+    freeze_zeros(model)  # Twice is as once.
+    train()
+    assert_kept(model, pattern)
+    assert not any(np.signbit(numpy(v))[numpy(v) == 0].any() for v in model.trainable_variables)
+    assert np.mean(numpy(model.get_layer("hidden").kernel) != before) > 0.4
+    unfreeze_zeros(model)
+    train()
+    assert not any(now.any() for now in zeros(model))
+    assert not torch_steps._patterns
+    assert not torch_steps._handles
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.usefixtures("no_others")
+def test_torch_optimizers_of_other_models_are_left_alone(mlp, batches):
+    import torch
+
+    frozen, other = mlp(), mlp()
+    for model in (frozen, other):
+        prune(model, 0.5)
+    freeze_zeros(frozen)
+    optimizer = torch.optim.Adam(other.parameters(), 0.01)
+    torch.nn.functional.cross_entropy(other(batches[0]), torch.as_tensor(batches[1])).backward()
+    optimizer.step()
+    assert not zeros(other)[0].all(axis=0).any()
+    assert np.sum(zeros(other)[0]) < np.sum(zeros(frozen)[0])
+    del frozen, model
+    gc.collect()
+    assert not torch_steps._patterns  # It keeps no model alive.
+
+
+def descend(model, after=lambda variable, new: new):
+    """Trains a model without an optimizer of Keras, as another library would."""
+    random = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        step = random.normal(size=variable.shape).astype("float32")
+        variable.assign(after(variable, numpy(variable) - step))
+
+
+def test_report_warns_where_frozen_zeros_are_gone_and_the_documented_line_keeps_them(mlp):
+    model = mlp()
+    prune(model, 0.5)
+    pattern = zeros(model)
+    freeze_zeros(model)
+    descend(model, after=lambda v, w: v.constraint(w) if v.constraint else w)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*freeze_zeros")
+        keras_lp.sparsity_report(model)
+    assert_kept(model, pattern)
+    descend(model)
+    with pytest.warns(
+        UserWarning, match=r"^88 zeros that `freeze_zeros` was to keep are gone from"
+    ):
+        keras_lp.sparsity_report(model)
+    freeze_zeros(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*freeze_zeros")
+        keras_lp.sparsity_report(model)
+
+
+def test_zeros_stay_zero_in_a_loop_of_ones_own_with_an_optimizer_of_keras(mlp):
+    model = mlp()
+    prune(model, 0.5)
+    pattern = zeros(model)
+    freeze_zeros(model)
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    for _ in range(3):
+        gradients = [keras.ops.ones(v.shape) for v in model.trainable_variables]
+        optimizer.apply(gradients, model.trainable_variables)
+    assert_kept(model, pattern)
+
+
+@pytest.mark.backend("jax")
+def test_documented_line_keeps_zeros_in_a_compiled_step(mlp):
+    import jax
+
+    model = mlp()
+    prune(model, 0.5)
+    pattern = zeros(model)
+    freeze_zeros(model)
+    variables = model.trainable_variables
+
+    @jax.jit
+    def step(params, moments):
+        moments = [0.9 * m + 1.0 for m in moments]
+        params = [w - 0.1 * m for w, m in zip(params, moments, strict=True)]
+        params = [
+            v.constraint(w) if v.constraint else w for v, w in zip(variables, params, strict=True)
+        ]
+        return params, moments
+
+    params = [v.value for v in variables]
+    moments = [keras.ops.ones(v.shape) for v in variables]
+    for _ in range(3):
+        params, moments = step(params, moments)
+    for variable, param in zip(variables, params, strict=True):
+        assert np.all(numpy(param) != numpy(variable)) or variable.constraint
+        variable.assign(param)
+    assert_kept(model, pattern)
+
+
+def test_adapters_train_and_what_they_are_added_to_keeps_its_zeros(mlp, batches):
+    model = mlp()
+    prune(model, 0.5)
+    model.get_layer("hidden").enable_lora(2)
+    hidden = numpy(model.get_layer("hidden")._kernel)
+    pattern = zeros(model)
+    freeze_zeros(model)
+    compile_and_fit(model, keras.optimizers.Adam(1e-2), batches)
+    assert_kept(model, pattern)
+    assert np.mean(numpy(model.get_layer("hidden").lora_kernel_b) != 0) > 0.7
+    np.testing.assert_array_equal(model.get_layer("hidden")._kernel, hidden)
+    model.get_layer("logits").enable_lora(2)
+    freeze_zeros(model)  # Nothing is left to freeze, and that is no error.
+
+
+def test_quantized_kernels_are_left_alone(mlp):
+    model = mlp()
+    prune(model, 0.5)
+    model.quantize("int8", filters="hidden")
+    freeze_zeros(model)
+    assert [v.constraint is not None for v in model.weights if v.name == "kernel"].count(True) == 1
+    model.quantize("int8", filters="logits")
+    freeze_zeros(model)

@@ -124,3 +124,35 @@ def test_weights_that_are_not_finite_are_an_error_that_names_them(mlp):
         prune(model, 0.5)
     with pytest.raises(TypeError, match=r"`model` must be a Keras 3 model"):
         prune("model.keras", 0.5)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantized_model_is_refused_with_remedies_that_work(mlp, mode):
+    model = mlp()
+    model.quantize(mode, filters="hidden")
+    logits = numpy(model.get_layer("logits").kernel)
+    with pytest.raises(
+        ValueError, match=r"Prune first, then.*`exclude`.*Received: .*hidden/kernel"
+    ):
+        prune(model, 0.5)
+    np.testing.assert_array_equal(numpy(model.get_layer("logits").kernel), logits)
+    assert prune(model, 0.5, exclude="hidden").zeros == 24
+    model = mlp()
+    prune(model, 0.5, scope="layer")
+    model.quantize(mode)
+    assert keras_lp.sparsity_report(model).sparsity >= 0.5
+
+
+def test_model_with_adapters_is_refused_with_remedies_that_work(mlp):
+    model = mlp()
+    model.get_layer("hidden").enable_lora(2)
+    with pytest.raises(
+        ValueError, match=r"LoRA adapters.*`enable_lora`.*adapters of .*hidden/kern"
+    ):
+        prune(model, 0.5)
+    assert prune(model, 0.5, exclude="hidden").zeros == 24
+    assert prune(keras_lp.strip_pruning(model), 0.5).zeros == 88
+    model = mlp()
+    prune(model, 0.5)
+    model.get_layer("hidden").enable_lora(2)
+    assert keras_lp.sparsity_report(model).zeros == 88

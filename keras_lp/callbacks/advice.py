@@ -104,6 +104,14 @@ def of_closing(found: Sequence[Magnitudes], finals: Sequence[float], names: Sequ
     )
 
 
+def of_dead(text: str) -> str:
+    """Adds to what is said of dead layers what to do; nothing to nothing."""
+    return text and (
+        f'{text} Take a lower final sparsity or `scope="layer"`, or give these layers one of their '
+        "own with `overrides`."
+    )
+
+
 def of_early_end(step: int, end: int) -> str:
     """Says that a training ended before its target."""
     return (

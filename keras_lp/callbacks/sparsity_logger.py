@@ -18,7 +18,7 @@ from keras import ops
 from keras_lp.callbacks.event_files import EventFiles
 from keras_lp.callbacks.training import add_logs, batches_done, batches_seen, count_zeros
 from keras_lp.selection import check_patterns
-from keras_lp.sparsity.report import by_layer, decayed_variables
+from keras_lp.sparsity.report import by_variable, sort_weights
 
 _FOLDER = "sparsity"  # beside Keras's "train" and "validation"
 
@@ -37,7 +37,8 @@ class SparsityLogger(keras.callbacks.Callback):
 
     With `log_dir` it writes for TensorBoard, on every backend, the scalars `sparsity` and
     `sparsity/<layer>`, and the histograms `log10_magnitude/<layer>` of `log10(|w|)` over the
-    decayed weights that are not zero. These are copied to the host for it.
+    decayed weights that are not zero. A layer with several decayed variables has these for each,
+    `<layer>/<variable>`. The weights are copied to the host for it.
 
     Args:
         log_dir: Path of a folder, which `keras.callbacks.TensorBoard` may share: the files are
@@ -83,7 +84,7 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Refuses, as far as this is known by now, what cannot be counted."""
         if self.model.built and self.model.trainable_variables:
-            decayed_variables(self.model, self._exclude)
+            sort_weights(self.model, self._exclude)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Goes on counting the batches, after those of a training that was interrupted."""
@@ -119,23 +120,26 @@ def _read(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """What is written of a model: its scalars and histograms, by their tags."""
     scalars, histograms = {"sparsity": 0.0}, {}
-    layers: Counter[str] = Counter()
+    weights = {id(one.variable): one for one in sort_weights(model, exclude)[0]}
+    seen: Counter[str] = Counter()
     zeros = size = 0
-    for path, variables in by_layer(model, decayed_variables(model, exclude)):
-        layers[path] += 1  # Layers of two inner models may have the same.
-        name = f"{path} ({layers[path]})" if layers[path] > 1 else path
-        magnitudes = np.concatenate([_magnitudes(variable) for variable in variables])
+    for path, variable in by_variable(model, [one.variable for one in weights.values()]):
+        seen[path] += 1  # Layers of two inner models may have the same.
+        name = f"{path} ({seen[path]})" if seen[path] > 1 else path
+        weight = weights[id(variable)]
+        magnitudes = _magnitudes(weight.values())
         zeros_here = int(np.sum(magnitudes == 0))
         zeros, size = zeros + zeros_here, size + magnitudes.size
         scalars[f"sparsity/{name}"] = zeros_here / magnitudes.size
-        is_drawn = (magnitudes > 0) & np.isfinite(magnitudes)
-        histograms[f"log10_magnitude/{name}"] = np.log10(magnitudes[is_drawn])
+        if not weight.is_quantized:  # Integers are no magnitudes.
+            is_drawn = (magnitudes > 0) & np.isfinite(magnitudes)
+            histograms[f"log10_magnitude/{name}"] = np.log10(magnitudes[is_drawn])
     scalars["sparsity"] = zeros / size
     return scalars, histograms
 
 
-def _magnitudes(variable: Any) -> np.ndarray:
-    return np.abs(np.ravel(ops.convert_to_numpy(variable)), dtype="float64")
+def _magnitudes(weights: Any) -> np.ndarray:
+    return np.abs(np.ravel(ops.convert_to_numpy(weights)), dtype="float64")
 
 
 def _check_frequency(frequency: Any, log_dir: Any) -> int | None:

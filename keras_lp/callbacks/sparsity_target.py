@@ -29,6 +29,7 @@ from keras_lp.callbacks.training import (
 )
 from keras_lp.optimizers.decay_only import DecayOnly
 from keras_lp.selection import check_patterns, find_overrides, list_paths, optimizers_of
+from keras_lp.sparsity.dead import explain_dead
 from keras_lp.sparsity.freezing import check_averages, freeze, unfreeze
 from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
 from keras_lp.sparsity.report import by_layer, check_is_model
@@ -389,6 +390,7 @@ class SparsityTarget(keras.callbacks.Callback):
         names = [list_paths(variables, 3) for variables, _ in self._groups]
         self._warn("excess", advice.of_excess(found, self._finals, names))
         self._warn("closing", advice.of_closing(found, self._finals, names))
+        self._warn("dead", advice.of_dead(explain_dead(self.model)))
 
     def _freeze(self) -> None:
         freeze(self._variables, self.model)

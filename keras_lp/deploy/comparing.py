@@ -1,7 +1,9 @@
 """Whether what was made of a model computes the same function, tried on random inputs."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -89,7 +91,34 @@ def _input_shape(model: keras.Model) -> Any:
         return keras.tree.map_structure(lambda tensor: tensor.shape, model.input)
     if isinstance(model, keras.Sequential):
         return model.inputs[0].shape
-    return model.get_build_config()["input_shape"]
+    for shape in _likely_shapes(model):
+        with contextlib.suppress(Exception):
+            outputs_of(model, _random_batch(np.zeros, shape))
+            return shape
+    raise ValueError("Nothing tells the shape of its input, as it was never called")
+
+
+def _likely_shapes(model: keras.Model) -> Iterator[Any]:
+    """Shapes that a subclassed model may take, the likeliest first."""
+    built = (model.get_build_config() or {}).get("input_shape")
+    if built is not None:
+        yield built
+    # A model that builds itself, `build(self, input_shape=(None, 48, 48, 3))`.
+    for parameter in inspect.signature(model.build).parameters.values():
+        if isinstance(parameter.default, tuple):
+            yield parameter.default
+    for layer in model.layers:  # One of them takes the input, often the first.
+        if layer.built and layer.input_spec is not None:
+            yield from map(_shape_of, keras.tree.flatten(layer.input_spec))
+
+
+def _shape_of(spec: keras.InputSpec) -> tuple[int | None, ...]:
+    if spec.shape is not None:
+        return tuple(spec.shape)
+    sizes: list[int | None] = [None] * (spec.ndim or spec.min_ndim or 0)
+    for axis, size in (spec.axes or {}).items():
+        sizes[axis] = size
+    return tuple(sizes)
 
 
 def _in_range(inputs: Any, model: keras.Model) -> Any:

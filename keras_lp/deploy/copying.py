@@ -1,21 +1,24 @@
 """A faithful copy of a Keras model, or an error.
 
 The copy goes through a file: the one way that carries all a model is made of, such as the
-vocabularies that `keras.models.clone_model` loses. Keras loads a subclassed model without a
-`get_config` wrongly or not at all; such a model is made anew by its constructor. Where a
-class is not Keras's own, the copy is compared with the original on random inputs.
+vocabularies that `keras.models.clone_model` loses. Functions that no file can hold are in the
+copy themselves. Keras loads a subclassed model without a `get_config` wrongly or not at all;
+such a model is made anew by its constructor. Where a class or a function is not Keras's own,
+the copy is compared with the original on random inputs.
 """
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_lp.deploy.comparing import compare, essence, is_subclassed
+from keras_lp.deploy.adapters import take_out_adapters
+from keras_lp.deploy.comparing import compare, essence
 from keras_lp.deploy.inference import outputs_of
+from keras_lp.deploy.parts import custom_functions, is_custom, named_functions, parts_of
+from keras_lp.sparsity.weights import weights_of
 
 
 def copy_model(model: keras.Model) -> keras.Model:
@@ -29,45 +32,85 @@ def copy_model(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: If Keras cannot save and load the model, or another one came out.
+        OSError: If the system fails, such as where no room is left for the file.
     """
-    layers = list(_revived_layers(model))
-    custom = _custom_classes(model, layers)
+    parts = parts_of(model)
+    classes = _custom_classes(model, parts)
     without_config = [
         kind
-        for kind in custom.values()
+        for kind in classes.values()
         if issubclass(kind, keras.Model) and kind.get_config is keras.Model.get_config
     ]
     revivers = {
         name: _constructing(kind) if kind in without_config else kind
-        for name, kind in custom.items()
+        for name, kind in classes.items()
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        try:
-            model.save(path, include_optimizer=False)
-            # Not safe mode: what is loaded is the caller's own object, not a foreign file.
-            copy = keras.models.load_model(
-                path, custom_objects=revivers, compile=False, safe_mode=False
-            )
-        except Exception as error:
-            raise ValueError(_message(model, f"Keras said: {essence(error)}")) from error
-    originals, variables = _state(model), _state(copy)
-    if list(map(_kind, originals)) != list(map(_kind, variables)):
-        raise ValueError(_message(model, "The copy got other variables."))
-    for original, variable in zip(originals, variables, strict=True):
-        # Keras saves neither the seeds of random layers nor what was frozen in a subclass.
-        variable.assign(keras.ops.convert_to_numpy(original))
-        variable.trainable = original.trainable
-    if custom:
-        names = ", ".join(sorted(kind.__name__ for kind in custom.values()))
+    copy, functions = _saved_and_loaded(model, parts, revivers)
+    _copy_state(model, copy)
+    if classes or functions:
         agree, reason = compare(model, lambda inputs: outputs_of(copy, inputs), _are_same)
         if agree is False:
+            suspects = {
+                type(part).__name__ for part in parts if is_custom(part) or custom_functions(part)
+            }
             raise ValueError(
-                _message(model, f"The copy computes another function. Look at: {names}")
+                _message(
+                    model,
+                    f"The copy computes another function. Look at: {', '.join(sorted(suspects))}",
+                )
             )
         if agree is None and without_config:
             raise ValueError(_message(model, f"The copy could not be compared: {reason}"))
     return copy
+
+
+def _saved_and_loaded(
+    model: keras.Model, parts: list[Any], revivers: dict[str, Any]
+) -> tuple[keras.Model, dict[str, Any]]:
+    """What Keras makes of the model, and the functions that it shares with the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        try:
+            with named_functions(parts) as functions:
+                model.save(path, include_optimizer=False)
+            take_out_adapters(path)
+            # Not safe mode: what is loaded is the caller's own object, not a foreign file.
+            copy = keras.models.load_model(
+                path, custom_objects={**revivers, **functions}, compile=False, safe_mode=False
+            )
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:
+            raise ValueError(_message(model, f"Keras said: {essence(error)}")) from error
+    return copy, functions
+
+
+def paired(model: keras.Model, copy: keras.Model) -> list[tuple[Any, Any]]:
+    """The weights and seeds of a model, each with that of its copy; adapters (LoRA) have none.
+
+    Raises:
+        ValueError: If the copy has other variables.
+    """
+    originals, variables = _state(model), _state(copy)
+    if list(map(_kind, originals)) != list(map(_kind, variables)):
+        # A layer that was quantized when it was built already has its own in another order.
+        originals, variables = _by_name(model, originals), _by_name(copy, variables)
+        if list(map(_named_kind, originals)) != list(map(_named_kind, variables)):
+            raise ValueError(_message(model, "The copy got other variables."))
+    return list(zip(originals, variables, strict=True))
+
+
+def _copy_state(model: keras.Model, copy: keras.Model) -> None:
+    """Assigns what Keras saves not: the seeds of random layers, and what is frozen in a subclass.
+
+    Raises ValueError if the copy has other variables.
+    """
+    # In layers with adapters these are merged into what Keras saves.
+    merged = {id(one.variable) for one in weights_of(model) if one.has_adapters}
+    for original, variable in paired(model, copy):
+        if id(original) not in merged:
+            variable.assign(keras.ops.convert_to_numpy(original))
+            variable.trainable = original.trainable
 
 
 def _message(model: keras.Model, reason: str) -> str:
@@ -81,38 +124,36 @@ def _message(model: keras.Model, reason: str) -> str:
 
 
 def _state(model: keras.Model) -> list[Any]:
-    """Weights and seeds of a model, without the state of its metrics."""
-    metrics = {id(variable) for variable in model.metrics_variables}
-    return [variable for variable in model.variables if id(variable) not in metrics]
+    """Weights and seeds of a model, without the state of its metrics and without adapters."""
+    left_out = {id(variable) for variable in model.metrics_variables}
+    left_out |= {id(one.variable) for one in weights_of(model) if one.is_adapter}
+    return [variable for variable in model.variables if id(variable) not in left_out]
+
+
+def _by_name(model: keras.Model, variables: list[Any]) -> list[Any]:
+    """The variables with those of each layer in the order of their names."""
+    layers = {id(one.variable): id(one.layer) for one in weights_of(model)}
+    places: dict[int, int] = {}
+    for place, variable in enumerate(variables):
+        places.setdefault(layers.get(id(variable), id(variable)), place)
+    return sorted(variables, key=lambda v: (places[layers.get(id(v), id(v))], v.name))
 
 
 def _kind(variable: Any) -> tuple[Any, ...]:
     return tuple(variable.shape), variable.dtype
 
 
-def _revived_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The model and those layers in it that come from its config.
-
-    The layers of a subclassed model do not: its constructor makes them.
-    """
-    yield model
-    if is_subclassed(model):
-        return
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _revived_layers(layer)
-        else:
-            yield layer
+def _named_kind(variable: Any) -> tuple[Any, ...]:
+    return variable.name, *_kind(variable)
 
 
-def _custom_classes(model: keras.Model, layers: list[keras.layers.Layer]) -> dict[str, Any]:
-    """The classes of the layers that are not Keras's own, by the names that Keras looks for."""
+def _custom_classes(model: keras.Model, parts: list[Any]) -> dict[str, Any]:
+    """The classes that are not Keras's own, by the names that Keras looks for."""
     classes: dict[str, Any] = {}
-    for kind in map(type, layers):
-        if not kind.__module__.startswith("keras."):
-            name = keras.saving.get_registered_name(kind)
-            if classes.setdefault(name, kind) is not kind:
-                raise ValueError(_message(model, f"Two classes have the name {name!r}"))
+    for kind in map(type, filter(is_custom, parts)):
+        name = keras.saving.get_registered_name(kind)
+        if classes.setdefault(name, kind) is not kind:
+            raise ValueError(_message(model, f"Two classes have the name {name!r}"))
     return classes
 
 

@@ -1,7 +1,9 @@
 """Sparse encoding of the weights in a `.tflite` file.
 
-`encode_zeros` stores a weight tensor as its nonzero values and their positions along one
+`encode_zeros` stores a weight tensor as its nonzero values and their positions along the last
 axis, and puts a DENSIFY before its first use, which LiteRT runs once when it loads the model.
+The format has any axis, and another one is often a few percent smaller; but OpenVINO (2026.4)
+takes every sparse weight as stored along the last, without an error where it is not.
 TensorFlow's own EXPERIMENTAL_SPARSITY (2.21) does the same for moderately sparse tensors, but
 its files give garbage for very sparse float16 matrices (1x4 blocks read as dense), for dense
 layers whose input is no multiple of 4, and for transposed convolutions in float16.
@@ -126,11 +128,10 @@ def _encode_tensor(schema: Any, model: Any, graph: Any, index: int) -> bool:
     )
     if widens:
         array = array.astype(np.float32)
-    axis = min(range(array.ndim), key=lambda axis: _encoded_bytes(array, axis))
-    if _encoded_bytes(array, axis) + _overhead(tensor) >= stored.nbytes:
+    if _encoded_bytes(array) + _overhead(tensor) >= stored.nbytes:
         return False
 
-    buffer.data, tensor.sparsity = _encode(schema, array, axis)
+    buffer.data, tensor.sparsity = _encode(schema, array)
     if widens:  # The operators that made float32 of the tensor now make it dense.
         tensor.type = schema.TensorType.FLOAT32
         for reader in _readers(graph, index):
@@ -180,32 +181,34 @@ def _overhead(tensor: Any) -> int:
     return _OVERHEAD + _SCALE_BYTES * scales
 
 
-def _encoded_bytes(array: np.ndarray, axis: int) -> int:
-    """Size of the encoding along `axis`: values, their positions, and the starts of rows."""
-    nonzero, length = int(np.count_nonzero(array)), array.shape[axis]
+def _encoded_bytes(array: np.ndarray) -> int:
+    """Size of the encoding: values, their positions, and the starts of rows."""
+    nonzero, length = int(np.count_nonzero(array)), array.shape[-1]
     positions = nonzero * _index_type(length - 1)[1].itemsize
     starts = (array.size // length + 1) * _index_type(nonzero)[1].itemsize
     return nonzero * array.itemsize + positions + starts
 
 
-def _encode(schema: Any, array: np.ndarray, axis: int) -> tuple[np.ndarray, Any]:
-    """Nonzero values as bytes, and where they stand: compressed rows along `axis`."""
-    order = [other for other in range(array.ndim) if other != axis] + [axis]
-    rows = array.transpose(order).reshape(-1, array.shape[axis])
+def _encode(schema: Any, array: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Nonzero values as bytes, and where they stand: compressed rows along the last axis."""
+    *leading, length = array.shape
+    rows = array.reshape(-1, length)
     row, column = np.nonzero(rows)
     starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(rows)))])
+    compressed = _dimension(schema, schema.DimensionType.SPARSE_CSR, 0)
+    compressed.arraySegmentsType, compressed.arraySegments = _index_vector(schema, starts)
+    compressed.arrayIndicesType, compressed.arrayIndices = _index_vector(schema, column)
     sparsity = schema.SparsityParametersT()
-    sparsity.traversalOrder = order
-    sparsity.dimMetadata = []
-    for dimension in order:
-        metadata = schema.DimensionMetadataT()
-        metadata.format = schema.DimensionType.DENSE
-        metadata.denseSize = array.shape[dimension]
-        sparsity.dimMetadata.append(metadata)
-    metadata.format, metadata.denseSize = schema.DimensionType.SPARSE_CSR, 0
-    metadata.arraySegmentsType, metadata.arraySegments = _index_vector(schema, starts)
-    metadata.arrayIndicesType, metadata.arrayIndices = _index_vector(schema, column)
+    sparsity.traversalOrder = list(range(array.ndim))
+    dense = [_dimension(schema, schema.DimensionType.DENSE, size) for size in leading]
+    sparsity.dimMetadata = [*dense, compressed]
     return np.frombuffer(rows[row, column].tobytes(), np.uint8), sparsity
+
+
+def _dimension(schema: Any, kind: int, size: int) -> Any:
+    dimension = schema.DimensionMetadataT()
+    dimension.format, dimension.denseSize = kind, size
+    return dimension
 
 
 def _index_vector(schema: Any, values: np.ndarray) -> tuple[int, Any]:

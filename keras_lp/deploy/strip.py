@@ -5,15 +5,19 @@ from typing import Any
 
 from keras import ops
 
-from keras_lp.deploy.copying import copy_model
+from keras_lp.deploy.copying import copy_model, paired
 from keras_lp.optional import import_tfmot, is_tf_keras_model
-from keras_lp.sparsity.report import check_threshold, decayed_variables
+from keras_lp.sparsity.report import check_threshold, sort_weights
 
 THRESHOLD = 1e-13  # as in the paper
 
 
 def strip_pruning(
-    model: Any, threshold: float = THRESHOLD, *, exclude: str | Iterable[str] | None = None
+    model: Any,
+    threshold: float = THRESHOLD,
+    *,
+    exclude: str | Iterable[str] | None = None,
+    keep_zeros: bool = False,
 ) -> Any:
     """Copy of a trained model in which tiny weights are exact zeros.
 
@@ -21,6 +25,11 @@ def strip_pruning(
     are copied bit by bit. The copy is not compiled: the optimizer, its state and constraints
     that were put on variables after construction stay behind. The given model does not
     change.
+
+    LoRA adapters are merged into the kernels, as Keras does where it saves a model, and the
+    layers of the copy have none. The sums are not zero where the kernels were, unless
+    `keep_zeros=True` makes them so; the copy then computes another function. Integers of a
+    quantized model are copied as they are.
 
     A tf_keras model, with the wrappers of TF-MOT or without, goes through TF-MOT's own
     `strip_pruning`: the result is a tf_keras model without wrappers, which shares its layers
@@ -30,11 +39,16 @@ def strip_pruning(
     Args:
         model: A built Keras 3 model: Sequential, functional or subclassed. It is copied as
             Keras saves and loads it, so a subclassed model whose constructor takes
-            arguments needs a `get_config`. Or a Sequential or functional model of tf_keras.
+            arguments needs a `get_config`. Functions, such as that of a `Lambda`, are in
+            the copy themselves: what they read elsewhere, both models read. Or a
+            Sequential or functional model of tf_keras.
         threshold: Float >= 0. Entries of at most this magnitude become zero. Defaults to
             `1e-13`, as in the paper.
         exclude: Regular expression, or a list of them, searched in the paths of the
             variables, as in `sparsity_report`.
+        keep_zeros: Boolean, whether what is zero in a kernel without its adapters is zero in
+            the sum. Defaults to `False`. Strip before saving, which merges as well: in a
+            loaded model these zeros are gone.
 
     Returns:
         A new `keras.Model` of the same class, shapes and dtypes; a `tf_keras.Model` of one.
@@ -44,6 +58,8 @@ def strip_pruning(
         ValueError: If the model is not built, has no decayed variable or cannot be copied,
             the threshold is negative or not finite, a pattern is malformed or matches no
             variable, or either is given for a tf_keras model.
+        OSError: If the system fails, such as where the temporary folder has no room for the
+            file that the copy goes through.
 
     Example:
     >>> stripped = keras_lp.strip_pruning(model)
@@ -59,13 +75,16 @@ def strip_pruning(
                 f"Received: threshold={threshold!r}, exclude={exclude!r}"
             )
         return _strip_wrappers(model)
-    decayed = {id(variable) for variable in decayed_variables(model, exclude)}
+    counted = {id(one.variable): one for one in sort_weights(model, exclude)[0]}
     copy = copy_model(model)
-    for original, variable in zip(model.weights, copy.weights, strict=True):
-        if id(original) in decayed:
+    for original, variable in paired(model, copy):
+        weight = counted.get(id(original))
+        if weight is not None and not weight.is_quantized:
             weights = ops.convert_to_tensor(variable)
-            tiny = ops.less_equal(ops.abs(weights), threshold)
-            variable.assign(ops.where(tiny, ops.zeros_like(weights), weights))
+            is_zero = ops.less_equal(ops.abs(weights), threshold)
+            if keep_zeros and weight.is_adapted:
+                is_zero = ops.logical_or(is_zero, ops.less_equal(ops.abs(original), threshold))
+            variable.assign(ops.where(is_zero, ops.zeros_like(weights), weights))
     return copy
 
 

@@ -1,54 +1,42 @@
-"""Keeping the zero pattern: a Keras constraint under which zeros stay zero.
+"""Keeping the zero pattern through further training.
 
-`freeze_zeros` works with any optimizer, since Keras applies constraints after each update.
-The pattern is read from the weights, so that it can be frozen again after loading a model.
-A constraint that a variable has is applied first, and comes back with `unfreeze_zeros`.
+Zeros stay zero by a Keras constraint, which Keras's optimizers apply after each update, and by a
+hook in those of torch. The pattern is read from the weights, so that it can be frozen again
+after loading a model. A constraint that a variable has is applied first, and comes back with
+`unfreeze_zeros`.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_lp.selection import optimizers_within
+from keras_lp.sparsity import torch_steps
 from keras_lp.sparsity.report import check_model, decayed_variables
-
-
-class ZeroPattern(keras.constraints.Constraint):
-    """Sets to zero what was zero when the constraint was made.
-
-    Args:
-        variable: The variable whose zeros are kept.
-        constraint: A constraint to apply before, or `None`.
-    """
-
-    keeps_zeros = True  # For optimizers, which then need not warn of them.
-
-    def __init__(self, variable: Any, constraint: Any = None) -> None:
-        self.constraint = constraint
-        nonzero = np.asarray(ops.convert_to_numpy(variable)) != 0
-        # A variable, so that a compiled step refers to it instead of holding a copy.
-        self.nonzero = keras.Variable(nonzero, dtype="bool", trainable=False, name="nonzero")
-
-    def __call__(self, w: Any) -> Any:
-        """The weights, zero where the pattern is."""
-        if self.constraint is not None:
-            w = self.constraint(w)
-        w = ops.convert_to_tensor(w)
-        return ops.where(ops.convert_to_tensor(self.nonzero), w, ops.zeros_like(w))
+from keras_lp.sparsity.zero_pattern import ZeroPattern
 
 
 def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = None) -> None:
-    """Keeps every zero of the decayed variables zero in further training, by any optimizer.
+    """Keeps every zero of the decayed variables zero in further training.
 
     Where the weights are pruned, this is what lets the others be fine-tuned. Constraints are
     not saved with a model: after loading one call this again. Calling it again freezes the
     zeros of that moment. Pass the model that you train: a training step that is compiled
-    already takes no notice of what changes in a model within it. An optimizer with
-    `use_ema=True` that the model is compiled with later loses the zeros, unless it is one of
-    keras_lp's.
+    already takes no notice of what changes in a model within it.
+
+    It holds under every optimizer of Keras, in `fit` and in loops of one's own, but for one
+    with `use_ema=True` that the model is compiled with later and that is none of keras_lp's;
+    and, with the torch backend, under every optimizer of `torch.optim`. What else changes
+    weights does not know of it: with optax, for instance, apply the constraints after each
+    step:
+
+    >>> variables = model.trainable_variables
+    >>> params = optax.apply_updates(params, updates)
+    >>> params = [v.constraint(w) if v.constraint else w for v, w in zip(variables, params)]
+
+    Where frozen zeros are gone, the next `keras_lp.sparsity_report` warns. Kernels under LoRA
+    and quantized ones do not train, and keep their zeros by themselves; adapters train.
 
     Args:
         model: A built Keras 3 model of any kind.
@@ -88,6 +76,8 @@ def freeze(variables: Iterable[Any], model: keras.Model) -> None:
     """Keeps the zeros that some variables of a model have."""
     for variable in variables:
         variable.constraint = ZeroPattern(variable, _own_constraint(variable))
+        if keras.backend.backend() == "torch":
+            torch_steps.keep_zeros(variable.value, variable.constraint)
     _compile_anew(model)
 
 
@@ -95,6 +85,8 @@ def unfreeze(variables: Iterable[Any], model: keras.Model) -> None:
     """Lets the zeros of some variables of a model train again."""
     for variable in variables:
         variable.constraint = _own_constraint(variable)
+        if keras.backend.backend() == "torch":
+            torch_steps.let_go(variable.value)
     _compile_anew(model)
 
 

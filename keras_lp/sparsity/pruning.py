@@ -13,13 +13,15 @@ import keras
 import numpy as np
 
 from keras_lp.selection import list_paths
+from keras_lp.sparsity.dead import warn_of_dead
 from keras_lp.sparsity.report import (
     SparsityReport,
     by_layer,
     check_threshold,
-    decayed_variables,
+    sort_weights,
     sparsity_report,
 )
+from keras_lp.sparsity.weights import Weight, whole_array
 
 SCOPES = ("global", "layer")
 
@@ -37,7 +39,9 @@ def prune(
     Formula: with `sparsity`, the `round(sparsity * size)` entries of least `|w|` become 0,
     where `size` counts the entries of the decayed variables; with `threshold`, those with
     `|w| <= threshold`. Among equal magnitudes the earlier variable, and in it the earlier
-    entry in row-major order, goes first. Zeros that are there count, and stay.
+    entry in row-major order, goes first. Zeros that are there count, and stay. Layers that
+    this leaves without a weight, and those that they cut off from the inputs, are named in
+    one warning; those that were so before are not.
 
     Args:
         model: A built Keras 3 model of any kind. Its decayed variables are those that
@@ -56,8 +60,8 @@ def prune(
     Raises:
         TypeError: If `model` is no Keras 3 model.
         ValueError: If not exactly one of `sparsity` and `threshold` is given or one is out of
-            its range, `scope` is unknown, a weight is not finite, or the report refuses the
-            model or `exclude`.
+            its range, `scope` is unknown, a weight is not finite, is quantized or has LoRA
+            adapters, or the report refuses the model or `exclude`.
 
     Example:
     >>> keras_lp.prune(model, sparsity=0.9).sparsity
@@ -74,10 +78,16 @@ def prune(
         check_threshold(threshold)
     else:
         check_sparsity("sparsity", sparsity)
-    decayed = decayed_variables(model, exclude)
+    decayed = _prunable(model, exclude)
+    before = sparsity_report(model, exclude=exclude)
     groups = [members for _, members in by_layer(model, decayed)] if scope == "layer" else [decayed]
     prune_groups([(variables, sparsity) for variables in groups], threshold)
-    return sparsity_report(model, exclude=exclude)
+    report = sparsity_report(model, exclude=exclude)
+    lower = "threshold" if sparsity is None else "sparsity"
+    by_layer_too = "" if scope == "layer" else ' or with `scope="layer"`'
+    advice = f"Prune to a lower {lower}{by_layer_too}, or leave these out with `exclude`."
+    warn_of_dead(report, advice, before)
+    return report
 
 
 def prune_groups(
@@ -90,7 +100,7 @@ def prune_groups(
     """
     pruned: list[tuple[Any, np.ndarray]] = []
     for variables, sparsity in groups:
-        arrays = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
+        arrays = [whole_array(variable) for variable in variables]
         check_finite(variables, arrays)
         if threshold is not None:
             masks = [np.abs(array) > threshold for array in arrays]
@@ -122,6 +132,16 @@ def check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None
         )
 
 
+def check_floats(weights: Iterable[Weight], why: str) -> None:
+    """Raises ValueError, with the reason and a remedy, where weights are integers."""
+    quantized = [one.variable for one in weights if one.is_quantized]
+    if quantized:
+        raise ValueError(
+            f"Argument `model` is quantized, and {why}, or leave out what is quantized with "
+            f"`exclude`. Received: integers in {list_paths(quantized, 5)}"
+        )
+
+
 def check_sparsity(name: str, value: Any) -> None:
     """Raises ValueError unless `value`, the argument called `name`, is a number in [0, 1]."""
     if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= float(value) <= 1):
@@ -129,6 +149,21 @@ def check_sparsity(name: str, value: Any) -> None:
             f"Argument `{name}` must be a number from 0 to 1, the share of weights that are "
             f"zero; 0.9 for 90 %. Received: {name}={value!r}"
         )
+
+
+def _prunable(model: keras.Model, exclude: str | Iterable[str] | None) -> list[Any]:
+    """What is counted; raises ValueError where that is not what the variables hold."""
+    counted = sort_weights(model, exclude)[0]
+    check_floats(counted, "only weights can be pruned. Prune first, then call `model.quantize`")
+    adapted = [one.variable for one in counted if one.is_adapted]
+    if adapted:
+        raise ValueError(
+            "Argument `model` has LoRA adapters, whose product is added to what would be pruned. "
+            "Prune before `enable_lora`, or prune the copy that `keras_lp.strip_pruning(model)` "
+            "makes, where they are merged, or leave these kernels out with `exclude`. "
+            f"Received: adapters of {list_paths(adapted, 5)}"
+        )
+    return [one.variable for one in counted]
 
 
 def _largest(arrays: Sequence[np.ndarray], sparsity: Any) -> list[np.ndarray]:

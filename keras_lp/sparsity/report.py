@@ -2,37 +2,51 @@
 
 `sparsity_report` counts over the decayed variables, never over all variables, so that
 one number means the same for every model: the share of the weights the decay acts on
-that are zero. What is left out (biases, scales, exclusions) is reported beside it.
+that are zero. What is left out (biases, scales, exclusions, frozen layers) is reported beside
+it. Kernels under LoRA and quantized ones count too, as their layers compute with them.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_lp import selection
+from keras_lp.sparsity.reach import find_cut_off
+from keras_lp.sparsity.weights import Weight, layers_within, weights_of
+from keras_lp.sparsity.zero_pattern import warn_of_lost_zeros
 
+# What a row can be marked with, and what is said of it below.
+DEAD, CUT_OFF, NEARLY_DEAD = "dead", "cut off", "nearly dead"
+_MEANINGS = {
+    DEAD: "no weight is left.",
+    CUT_OFF: "what goes in comes from dead layers only.",
+    NEARLY_DEAD: "fewer weights are left than full rank takes.",
+}
 _WIDTH = 100  # of a printed report, in columns
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """Zeros among the decayed variables of one layer.
+    """Zeros in a layer, or in one variable of a layer that has several decayed ones.
 
     Attributes:
-        name: Path of the layer.
+        name: Path of the layer, or of the variable in it.
         zeros: Number of entries at or below the threshold.
         size: Number of entries.
+        condition: `"dead"` if all are zero; `"cut off"` if all that goes into the layer comes
+            from dead layers; `"nearly dead"` if fewer are not zero than the variable takes, as
+            a matrix from inputs to outputs, to have full rank; otherwise `None`.
     """
 
     name: str
     zeros: int
     size: int
+    condition: str | None = None
 
     @property
     def sparsity(self) -> float:
@@ -46,6 +60,7 @@ class LayerSparsity:
             "zeros": self.zeros,
             "size": self.size,
             "sparsity": self.sparsity,
+            "condition": self.condition,
         }
 
 
@@ -54,15 +69,22 @@ class SparsityReport:
     """Zeros among the decayed variables of a model; prints as a table.
 
     Attributes:
-        layers: One `LayerSparsity` for each layer with a decayed variable, in the order of
-            the model.
+        layers: One `LayerSparsity` for each layer with a decayed variable or, where a layer
+            has several, for each of these, in the order of the model.
         threshold: Magnitude at or below which an entry counted as zero.
         not_counted: Number of entries in all other variables of the model.
+        frozen: Number of those that would count if their layers were trained.
+        frozen_zeros: Number of zeros among these.
+        is_constant: Whether the outputs of the model are known not to depend on its inputs,
+            because of dead layers.
     """
 
     layers: tuple[LayerSparsity, ...]
     threshold: float
     not_counted: int
+    frozen: int = 0
+    frozen_zeros: int = 0
+    is_constant: bool = False
 
     @property
     def zeros(self) -> int:
@@ -87,6 +109,9 @@ class SparsityReport:
             "size": self.size,
             "threshold": self.threshold,
             "not_counted": self.not_counted,
+            "frozen": self.frozen,
+            "frozen_zeros": self.frozen_zeros,
+            "is_constant": self.is_constant,
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
@@ -95,14 +120,32 @@ class SparsityReport:
         rows = [_cells(layer.name, layer) for layer in self.layers]
         total = _cells("total", self)
         widths = [max(map(len, column)) for column in zip(header, *rows, total, strict=True)]
-        widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
+        marks = [f"  {layer.condition}" if layer.condition else "" for layer in self.layers]
+        room = _WIDTH - max(map(len, marks), default=0)
+        widths[0] = min(widths[0], room - sum(widths[1:]) - 2 * (len(widths) - 1))
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        lines = [_line(header, widths), rule, *(_line(row, widths) for row in rows)]
-        lines += [rule, _line(total, widths)]
+        lines = [_line(row, widths) + mark for row, mark in zip(rows, marks, strict=True)]
+        lines = [_line(header, widths), rule, *lines, rule, _line(total, widths)]
+        return "\n".join([*lines, *self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        """What is said below the table."""
+        conditions = {layer.condition for layer in self.layers}
+        for condition, meaning in _MEANINGS.items():
+            if condition in conditions:
+                yield f"{condition.capitalize()}: {meaning}"
+        if self.is_constant:
+            yield "The outputs no longer depend on the inputs."
         if self.threshold > 0:
-            lines.append(f"Counted as zero: |w| <= {self.threshold:g}.")
-        lines.append(f"Not counted (biases, scales, excluded, frozen): {self.not_counted:,}.")
-        return "\n".join(lines)
+            yield f"Counted as zero: |w| <= {self.threshold:g}."
+        yield f"Not counted (biases, scales, excluded, frozen): {self.not_counted:,}."
+        if self.frozen:
+            yield (
+                f"Frozen among these: {self.frozen:,} weights that could be decayed, "
+                f"{self.frozen_zeros:,} of them zero.\nTo count them, set `trainable = True` on "
+                "their layers (on all: `model.trainable = False`,\nthen `model.trainable = True`) "
+                "before `compile`."
+            )
 
 
 def sparsity_report(
@@ -115,9 +158,16 @@ def sparsity_report(
     otherwise all trainable variables of at least two dimensions that are no bias or scale by
     name and that `exclude` leaves in.
 
+    Of a layer with LoRA adapters the kernel that it computes with is counted, the sum, and
+    not the adapters; of a layer quantized by `model.quantize`, the integers that mean 0.
+
+    Layers that are dead, nearly dead or cut off are marked. What dead layers cut off is known
+    in Sequential and functional models, as far as their layers are Keras's own.
+
     Args:
         model: A built Keras 3 model of any kind.
-        threshold: Float >= 0, the magnitude at or below which an entry counts as zero.
+        threshold: Float >= 0, the magnitude at or below which an entry counts as zero. Of
+            integers 0 alone counts.
         exclude: Regular expression, or a list of them, searched in the paths of the
             variables, as in the optimizers. If given, the optimizer is not asked. For a
             model without its optimizer, such as a stripped one, pass the optimizer's
@@ -138,38 +188,83 @@ def sparsity_report(
     0.971
     """
     check_threshold(threshold)
-    decayed = decayed_variables(model, exclude)
-    layers = tuple(
-        LayerSparsity(
-            name, sum(_count_zeros(v, threshold) for v in variables), sum(map(_size, variables))
-        )
-        for name, variables in by_layer(model, decayed)
-    )
-    everything = sum(_size(variable) for variable in model.weights)
+    counted, frozen, others = sort_weights(model, exclude)
+    warn_of_lost_zeros(model.variables)
+    kernels = [*counted, *frozen, *(one for one in others if one.is_kernel)]
+    counts = {id(one.variable): one.count(threshold) for one in kernels}
+    is_dead = {key: zeros == size > 0 for key, (zeros, size, _) in counts.items()}
+    cut_off, is_constant = find_cut_off(model, is_dead) if any(is_dead.values()) else ((), False)
+    layers = [
+        _judged(name, *counts[id(variable)], is_cut_off=id(variable) in cut_off)
+        for name, variable in by_variable(model, [one.variable for one in counted])
+    ]
+    frozen_zeros, frozen_size = (sum(counts[id(one.variable)][i] for one in frozen) for i in (0, 1))
     return SparsityReport(
-        layers, float(threshold), not_counted=everything - sum(map(_size, decayed))
+        tuple(layers),
+        float(threshold),
+        not_counted=frozen_size + sum(math.prod(one.variable.shape) for one in others),
+        frozen=frozen_size,
+        frozen_zeros=frozen_zeros,
+        is_constant=is_constant,
     )
+
+
+def _judged(name: str, zeros: int, size: int, full_rank: int, is_cut_off: bool) -> LayerSparsity:
+    """A row of a report, marked where it has to be."""
+    if zeros == size > 0:
+        condition: str | None = DEAD
+    elif is_cut_off:
+        condition = CUT_OFF
+    else:
+        condition = NEARLY_DEAD if size - zeros < full_rank else None
+    return LayerSparsity(name, zeros, size, condition)
 
 
 def decayed_variables(
     model: keras.Model, exclude: str | Iterable[str] | None = None
 ) -> Sequence[Any]:
-    """The decayed variables of a model: its optimizer's, or those of the default rule."""
+    """The decayed variables of a model: its optimizer's, or those of the default rule.
+
+    Of what is counted these are without the kernels under LoRA and the quantized ones.
+    """
+    counted = sort_weights(model, exclude)[0]
+    return [one.variable for one in counted if not one.is_replaced]
+
+
+def sort_weights(
+    model: keras.Model, exclude: str | Iterable[str] | None = None
+) -> tuple[list[Weight], list[Weight], list[Weight]]:
+    """The weights of a model that are counted, those that are frozen instead, and the rest.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model.
+        ValueError: If it is not built, has nothing to count, or a pattern is malformed or
+            matches no variable.
+    """
     check_model(model)
-    if exclude is None:
-        own = {id(variable) for variable in model.weights}
-        decayed = _decayed_by(getattr(model, "optimizer", None))
-        decayed = [variable for variable in decayed if id(variable) in own]
-        if decayed:
-            return decayed
-    patterns = selection.check_patterns("exclude", exclude)
-    decayed = selection.decayed_variables(model.trainable_variables, patterns)
-    if not decayed:
-        raise ValueError(
-            "Argument `model` has no trainable variable, hence no decayed one. Set "
-            f"`trainable = True` on the layers to look at. Received: model={model.name!r}"
+    weights = weights_of(model)
+    decayed, patterns = _decayed(model, weights, exclude)
+    counted, frozen, others = [], [], []
+    for one in weights:
+        is_left_in = one.is_kernel and not any(
+            selection.matches(pattern, one.variable) for pattern in patterns
         )
-    return decayed
+        if id(one.variable) in decayed or (is_left_in and one.is_replaced and not one.is_frozen):
+            counted.append(one)
+        elif is_left_in and one.is_frozen:
+            frozen.append(one)
+        else:
+            others.append(one)
+    return counted, frozen, others
+
+
+def by_variable(model: keras.Model, variables: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The variables with their names in a report: that of the layer, unless it has several."""
+    return [
+        (name if len(members) == 1 else f"{name}/{_last(variable)}", variable)
+        for name, members in by_layer(model, variables)
+        for variable in members
+    ]
 
 
 def by_layer(model: keras.Model, variables: Sequence[Any]) -> list[tuple[str, list[Any]]]:
@@ -186,11 +281,37 @@ def by_layer(model: keras.Model, variables: Sequence[Any]) -> list[tuple[str, li
     return [(name, members) for (name, _), members in layers.items()]
 
 
-def _decayed_by(optimizer: Any) -> list[Any]:
-    """What an optimizer decays, those in it, and a decay beside it."""
-    found = selection.optimizers_within(optimizer)
-    decayed = [getattr(each, "decayed_variables", None) or [] for each in found]
-    return [variable for variables in decayed for variable in variables]
+def _decayed(
+    model: keras.Model, weights: Sequence[Weight], exclude: str | Iterable[str] | None
+) -> tuple[set[int], Sequence[str]]:
+    """The ids of the decayed variables, and the patterns of those that are excluded."""
+    optimizers = [
+        one
+        for optimizer in selection.optimizers_of(model)
+        for one in selection.optimizers_within(optimizer)
+    ]
+    by_optimizer = {
+        id(variable)
+        for one in optimizers
+        for variable in getattr(one, "decayed_variables", None) or ()
+    }
+    if exclude is None and any(id(one.variable) in by_optimizer for one in weights):
+        return by_optimizer, [
+            pattern for one in optimizers for pattern in getattr(one, "exclude", ())
+        ]
+    trained = set(map(id, model.trainable_variables))
+    candidates = [
+        one.variable
+        for one in weights
+        if id(one.variable) in trained or (one.is_replaced and one.is_kernel and not one.is_frozen)
+    ]
+    if not candidates:
+        raise ValueError(
+            "Argument `model` has no trainable variable, hence no decayed one. Set "
+            f"`trainable = True` on the layers to look at. Received: model={model.name!r}"
+        )
+    patterns = selection.check_patterns("exclude", exclude)
+    return set(map(id, selection.decayed_variables(candidates, patterns))), patterns
 
 
 def shorten(name: str, width: int) -> str:
@@ -215,11 +336,11 @@ def check_is_model(model: Any) -> None:
 def check_model(model: Any) -> None:
     """Raises TypeError unless `model` is a Keras 3 model, ValueError unless it is built."""
     check_is_model(model)
-    if not model.built:
+    is_unbuilt = not model.weights and not all(one.built for one in layers_within(model))
+    if is_unbuilt or not model.built:
         raise ValueError(
-            "Argument `model` must be built: its variables do not exist yet. Call it on a "
-            "batch of data or call `model.build(input_shape)`. "
-            f"Received: model={model.name!r} (not built)"
+            "Argument `model` must be built: its variables do not exist yet. Call it on a batch "
+            f"of data: `model(x)`. Received: model={model.name!r} (without variables)"
         )
 
 
@@ -232,12 +353,8 @@ def check_threshold(threshold: Any) -> None:
         )
 
 
-def _count_zeros(variable: Any, threshold: float) -> int:
-    return int(ops.count_nonzero(ops.less_equal(ops.abs(variable), threshold)))
-
-
-def _size(variable: Any) -> int:
-    return math.prod(variable.shape)
+def _last(variable: Any) -> str:
+    return selection.variable_path(variable).rpartition("/")[2]
 
 
 def _cells(name: str, counted: LayerSparsity | SparsityReport) -> tuple[str, ...]:

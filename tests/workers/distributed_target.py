@@ -34,13 +34,29 @@ def data_parallel():
     return contextlib.nullcontext(), len(keras.distribution.list_devices())
 
 
+def model_parallel():
+    mesh = keras.distribution.DeviceMesh((1, 2), ("batch", "model"))
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*/dense/kernel"] = (None, "model")
+    layouts[".*/dense_1/kernel"] = ("model", None)
+    distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+    keras.distribution.set_distribution(distribution)
+    return contextlib.nullcontext(), len(keras.distribution.list_devices())
+
+
+SETTINGS = {each.__name__: each for each in (mirrored, data_parallel, model_parallel)}
+
+
 def train(make):
     """The zeros of each layer after a training, and the least share before the closing."""
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
     x = random.normal(size=(160, 8)).astype("float32")
     y = np.argmax(x @ random.normal(size=(8, 4)), axis=1)
-    layers = [keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(4)]
+    layers = [
+        keras.layers.Dense(16, activation="tanh", name="dense"),
+        keras.layers.Dense(4, name="dense_1"),
+    ]
     model = keras.Sequential([keras.Input((8,)), *layers])
     optimizer, callbacks = make()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -64,7 +80,7 @@ def train(make):
 
 
 def main(setting, output):
-    scope, devices = {"mirrored": mirrored, "data_parallel": data_parallel}[setting]()
+    scope, devices = SETTINGS[setting]()
     with scope:
         runs = {name: train(make) for name, make in WAYS.items()}
     Path(output).write_text(json.dumps({"devices": devices, "runs": runs}))
