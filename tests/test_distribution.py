@@ -164,6 +164,7 @@ def check_sharded(folder, processes):
         assert found["is_least"]
         assert found["has_trained"]
         assert found["warned"] == 0
+        assert found.get("target", 176) == 176
         all_parts.append(found["parts"])
     return all_parts
 

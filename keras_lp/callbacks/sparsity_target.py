@@ -236,8 +236,7 @@ class SparsityTarget(keras.callbacks.Callback):
         self._every = max(every, getattr(self.model, "steps_per_execution", 1))
         self._is_closed = bool(_numbers(memory.is_closed))
         # Read once in an epoch; what is saved at its end is what is read at the next begin.
-        self._initials = _numbers(memory.initial)
-        self._log_speeds = _numbers(memory.log_speed)
+        self._initials, self._log_speeds = memory.initial, memory.log_speed
         # The optimizer knows where a training is resumed; TensorFlow counts a step more at the end
         # of data whose length it does not know.
         self._step = self._epoch_start = self._step or seen - _numbers(memory.start)
@@ -314,8 +313,8 @@ class SparsityTarget(keras.callbacks.Callback):
         """Sets the strengths by what the weights are now."""
         memory, found = self._memory, self._look()
         if math.isnan(self._initials[0]):
-            memory.initial.assign(self._initial(found))
-            self._initials = _numbers(memory.initial)
+            memory.initial = self._initial(found)
+            self._initials = memory.initial
             self._advise_on_haste(found)
         decay_rates = [steering.rate_until(decay, self._every) for decay in self._decays]
         rates = self._rates_of_groups(decay_rates)
@@ -329,7 +328,7 @@ class SparsityTarget(keras.callbacks.Callback):
                 course.log_speed(self._step, one.sparsity, magnitude, before, self._every, rate)
             )
             magnitudes.append(magnitude)
-        memory.log_speed.assign(speeds)
+        memory.log_speed = speeds
         self._log_speeds = np.asarray(speeds, "float32").tolist()  # As they are saved.
         for decay, rate in zip(self._decays, decay_rates, strict=True):
             strengths = [

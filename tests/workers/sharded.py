@@ -2,8 +2,8 @@
 
     python sharded.py OUTPUT [COORDINATOR PROCESS]
 
-A process that `test_distribution` starts; two of them share the devices of both. The output is
-JSON.
+A process that `test_distribution` starts; two of them share the devices of both, and then also
+train to a target. The output is JSON.
 """
 
 import json
@@ -81,6 +81,12 @@ def main(output, coordinator=None, process=None):
         "warned": len([one for one in caught if "freeze_zeros" in str(one.message)]),
         "parts": {name: v.value.addressable_shards[0].data.shape for name, v in kernels.items()},
     }
+    if coordinator:
+        model = make_model()
+        model.compile(keras_lp.LpAdamW(1e-2), loss)
+        target = keras_lp.SparsityTarget(0.5, begin_step=2, end_step=16)
+        model.fit(x, y, batch_size=8, epochs=5, verbose=0, callbacks=[target])
+        found["target"] = keras_lp.sparsity_report(model).zeros
     Path(output).write_text(json.dumps(found))
 
 
