@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_lp.optional import require
+from keras_lp.selection import Named
 from keras_lp.sparsity.pruning import check_finite, check_floats, check_sparsity
 from keras_lp.sparsity.report import SparsityReport, shorten, sort_weights
 
@@ -113,6 +114,7 @@ def plot_sparsity(
 def plot_weights(
     model: keras.Model,
     *,
+    include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     bins: int = 10,
     label: str | None = None,
@@ -127,6 +129,8 @@ def plot_weights(
     Args:
         model: A built Keras 3 model of any kind. Its decayed variables are those that
             `keras_lp.sparsity_report` counts.
+        include: Regular expression, or a list of them, of variables to take although the
+            default rule leaves them out, as in `keras_lp.sparsity_report`.
         exclude: Regular expression, or a list of them, of variables to leave out, as in
             `keras_lp.sparsity_report`.
         bins: Number of bins in each decade.
@@ -150,7 +154,7 @@ def plot_weights(
         raise ValueError(
             f"Argument `bins` must be a positive integer, the bins per decade. Received: {bins=}"
         )
-    counted = sort_weights(model, exclude)[0]
+    counted = sort_weights(model, Named.of(include, exclude))[0]
     check_floats(counted, "its integers are no magnitudes. Draw it before `model.quantize`")
     arrays = [np.asarray(keras.ops.convert_to_numpy(one.values())) for one in counted]
     check_finite([one.variable for one in counted], arrays)

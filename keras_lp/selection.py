@@ -90,6 +90,35 @@ class Selection:
         return self.made_for == _signature(variables, patterns)
 
 
+@dataclass(frozen=True)
+class Named:
+    """Variables that a user names beside the default rule, or in place of the optimizer's choice.
+
+    Attributes:
+        include: Patterns of variables to take although the default rule leaves them out.
+        exclude: Patterns of variables to leave out.
+        is_given: Whether any were given; else an optimizer may be asked.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    is_given: bool = False
+
+    @classmethod
+    def of(
+        cls, include: str | Iterable[str] | None, exclude: str | Iterable[str] | None
+    ) -> "Named":
+        """Checks what a user gave; raises ValueError where one is no regular expression."""
+        return cls(
+            check_patterns("include", include),
+            check_patterns("exclude", exclude),
+            is_given=include is not None or exclude is not None,
+        )
+
+
+UNNAMED = Named()
+
+
 def variable_path(variable: Any) -> str:
     """Path of a Keras variable, or the name of a backend variable, which has no path."""
     return getattr(variable, "path", None) or variable.name

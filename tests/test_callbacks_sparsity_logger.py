@@ -194,9 +194,9 @@ def test_progress_bar_shows_the_values(model, fit, capsys, make_zeros):
 
 def test_what_another_callback_has_logged_stays_and_is_not_counted_again(model, fit, monkeypatch):
     reports = []
-    report = training.sparsity_report
+    report = training.sort_weights
     monkeypatch.setattr(
-        training, "sparsity_report", lambda *a, **k: reports.append(1) or report(*a, **k)
+        training, "sort_weights", lambda *a, **k: reports.append(1) or report(*a, **k)
     )
     decay = keras_lp.LpDecayCallback(weight_decay=0.5, exclude="logits")
     history = fit(model, decay, keras_lp.SparsityLogger()).history
@@ -376,9 +376,9 @@ def test_model_is_looked_at_once_an_epoch_however_many_batches_it_has(
             return super().model
 
     reports = []
-    report = training.sparsity_report
+    report = training.sort_weights
     monkeypatch.setattr(
-        training, "sparsity_report", lambda *a, **k: reports.append(1) or report(*a, **k)
+        training, "sort_weights", lambda *a, **k: reports.append(1) or report(*a, **k)
     )
     looks = []
     for samples in (8, 64):

@@ -278,3 +278,31 @@ def test_bad_threshold_is_an_error_that_names_it(model, threshold):
 def test_exclusion_that_matches_nothing_is_an_error(model):
     with pytest.raises(ValueError, match=r"`exclude`.*'embed'.*mlp/hidden/kernel"):
         sparsity_report(model, exclude="embed")
+
+
+class Mixes(keras.layers.Layer):
+    """A layer with a matrix that is a scale by name."""
+
+    def build(self, input_shape):
+        self.mix = self.add_weight((input_shape[-1], 4), initializer="ones", name="scale_mat")
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.mix)
+
+
+def test_included_variables_are_counted_pruned_and_frozen_with_the_others():
+    layers = [keras.Input((4,)), Mixes(name="mixes"), keras.layers.Dense(2, name="logits")]
+    model = keras.Sequential(layers)
+    assert keras_lp.sparsity_report(model).size == 8
+    asked = {"include": "scale_mat"}
+    assert keras_lp.sparsity_report(model, **asked).size == 16 + 8
+    assert keras_lp.prune(model, 0.5, scope="layer", **asked).zeros == 12
+    mix = np.array(keras.ops.convert_to_numpy(model.layers[0].mix))
+    assert np.count_nonzero(mix) == 8
+    keras_lp.freeze_zeros(model, **asked)
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.train_on_batch(np.ones((2, 4)), np.ones((2, 2)))
+    trained = keras.ops.convert_to_numpy(model.layers[0].mix)
+    np.testing.assert_array_equal(trained == 0, mix == 0)
+    with pytest.raises(ValueError, match=r"`include` has a pattern that matches no.*'nothing'"):
+        keras_lp.sparsity_report(model, include="nothing")

@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_lp.callbacks.event_files import EventFiles
 from keras_lp.callbacks.training import add_logs, batches_done, batches_seen, count_zeros
-from keras_lp.selection import check_patterns
+from keras_lp.selection import Named
 from keras_lp.sparsity.report import by_variable, sort_weights
 
 _FOLDER = "sparsity"  # beside Keras's "train" and "validation"
@@ -49,6 +49,8 @@ class SparsityLogger(keras.callbacks.Callback):
             as the step, which goes on over calls of `fit` and where a training is resumed.
             With `steps_per_execution` it is the first batch at which Keras calls. Defaults to
             `"epoch"`.
+        include: Regular expression, or a list of them, of variables to count although the
+            default rule leaves them out, as in `keras_lp.sparsity_report`. Defaults to `None`.
         exclude: Regular expression, or a list of them, of variables not to count, as in
             `keras_lp.sparsity_report`. Defaults to `None`: what the optimizer decays.
 
@@ -72,10 +74,12 @@ class SparsityLogger(keras.callbacks.Callback):
         log_dir: str | os.PathLike[str] | None = None,
         frequency: str | int = "epoch",
         exclude: str | Iterable[str] | None = None,
+        *,
+        include: str | Iterable[str] | None = None,
     ) -> None:
         super().__init__()
         self._every = _check_frequency(frequency, log_dir)
-        self._exclude = None if exclude is None else check_patterns("exclude", exclude)
+        self._named = Named.of(include, exclude)
         self._files = None if log_dir is None else EventFiles(_folder_in(log_dir))
         self._step = self._epoch_start = 0  # in batches
         # Keras may go on with the next batch at once, if there is nothing to do after one.
@@ -84,7 +88,7 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Refuses, as far as this is known by now, what cannot be counted."""
         if self.model.built and self.model.trainable_variables:
-            sort_weights(self.model, self._exclude)
+            sort_weights(self.model, self._named)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Goes on counting the batches, after those of a training that was interrupted."""
@@ -98,15 +102,15 @@ class SparsityLogger(keras.callbacks.Callback):
         if self._files and self._every:
             before, self._step = self._step, self._epoch_start + batches_done(batch, self.params)
             if self._step // self._every > before // self._every:
-                self._files.write(self._step, *_read(self.model, self._exclude))
+                self._files.write(self._step, *_read(self.model, self._named))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds to the logs; writes once an epoch."""
         model = self.model
-        add_logs(model, logs, functools.partial(count_zeros, model, self._exclude))
+        add_logs(model, logs, functools.partial(count_zeros, model, self._named))
         if self._files:
             if not self._every:
-                self._files.write(epoch, *_read(self.model, self._exclude))
+                self._files.write(epoch, *_read(self.model, self._named))
             self._files.flush()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -115,12 +119,10 @@ class SparsityLogger(keras.callbacks.Callback):
             self._files.close()
 
 
-def _read(
-    model: keras.Model, exclude: tuple[str, ...] | None
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def _read(model: keras.Model, named: Named) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """What is written of a model: its scalars and histograms, by their tags."""
     scalars, histograms = {"sparsity": 0.0}, {}
-    weights = {id(one.variable): one for one in sort_weights(model, exclude)[0]}
+    weights = {id(one.variable): one for one in sort_weights(model, named)[0]}
     seen: Counter[str] = Counter()
     zeros = size = 0
     for path, variable in by_variable(model, [one.variable for one in weights.values()]):

@@ -11,8 +11,8 @@ from keras_lp.keras_internals import renew_training_state
 from keras_lp.optimizers.decay_only import step_count
 from keras_lp.optimizers.lp_update import LpUpdate
 from keras_lp.optional import is_tf_keras_model
-from keras_lp.selection import optimizers_of, optimizers_within
-from keras_lp.sparsity import sparsity_report
+from keras_lp.selection import UNNAMED, Named, optimizers_of, optimizers_within
+from keras_lp.sparsity.report import sort_weights
 
 
 def lp_optimizers(optimizers: Iterable[Any]) -> list[LpUpdate]:
@@ -91,11 +91,11 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def count_zeros(model: keras.Model, exclude: Any = None) -> tuple[int, int]:
+def count_zeros(model: keras.Model, named: Named = UNNAMED) -> tuple[int, int]:
     """Numbers of zeros and of entries of the decayed variables."""
     if not is_tf_keras_model(model):
-        report = sparsity_report(model, exclude=exclude)
-        return report.zeros, report.size
+        counts = [one.count(0.0) for one in sort_weights(model, named)[0]]
+        return sum(zeros for zeros, _, _ in counts), sum(size for _, size, _ in counts)
     decays = lp_optimizers(optimizers_of(model))
     decayed = [v for decay in decays for v in decay.decayed_variables]
     arrays = [ops.convert_to_numpy(variable) for variable in decayed]

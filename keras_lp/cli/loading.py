@@ -36,8 +36,9 @@ def load_model(
             raise ValueError(_reason(path, error)) from error
         model = load_model(path, note, with_optimizer=False)
         note(
-            f"{path} was loaded without its optimizer ({_essence(error)}), so that excluded "
-            "variables count too; name them with --exclude"
+            f"{path} was loaded without its optimizer ({_essence(error)}), so that the "
+            "variables that it excluded or included are not known; name them with --exclude and "
+            "--include"
         )
         return model
 

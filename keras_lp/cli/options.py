@@ -14,6 +14,13 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 threshold = click.option(
     "--threshold", type=float, metavar="NUMBER", help="Largest magnitude that counts as zero."
 )
+include = click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Regular expression for paths of variables to take in although they are a bias or a scale "
+    "by name; may be repeated.",
+)
 exclude = click.option(
     "--exclude",
     multiple=True,

@@ -27,6 +27,7 @@ from keras_lp.sparsity import sparsity_report
 )
 @click.option("--metric", metavar="COLUMN", help="Of a history: a second curve, as val_accuracy.")
 @click.option("--target", type=float, help="Of a history: a sparsity in [0, 1] to mark.")
+@options.include
 @options.exclude
 @options.as_json
 def plot(
@@ -35,6 +36,7 @@ def plot(
     kind: str | None,
     metric: str | None,
     target: float | None,
+    include: tuple[str, ...],
     exclude: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -51,8 +53,8 @@ def plot(
       keras-lp plot history.csv sparsity.png --metric val_accuracy --target 0.9
     """
     is_history = source.suffix == ".csv"
-    if is_history and (kind is not None or exclude):
-        raise click.UsageError("--kind and --exclude are for a .keras file.")
+    if is_history and (kind is not None or include or exclude):
+        raise click.UsageError("--kind, --include and --exclude are for a .keras file.")
     if not is_history and (metric is not None or target is not None):
         raise click.UsageError("--metric and --target are for a .csv file.")
     with working(f"Drawing {source}") as note:
@@ -61,16 +63,16 @@ def plot(
         if is_history:
             ax: Any = plotting.plot_sparsity(_read_history(source), metric=metric, target=target)
         else:
-            model = load_model(source, note, with_optimizer=not exclude)
-            ax = _draw_model(model, kind, exclude or None)
+            model = load_model(source, note, with_optimizer=not (include or exclude))
+            ax = _draw_model(model, kind, options.given(include=include, exclude=exclude))
         write_atomically(picture, lambda file: ax.figure.savefig(file, dpi=150))
     options.show(path, {"path": path}, as_json)
 
 
-def _draw_model(model: Any, kind: str | None, exclude: tuple[str, ...] | None) -> Any:
+def _draw_model(model: Any, kind: str | None, patterns: dict[str, Any]) -> Any:
     if kind == "weights":
-        return plotting.plot_weights(model, exclude=exclude)
-    return plotting.plot_layers(sparsity_report(model, exclude=exclude))
+        return plotting.plot_weights(model, **patterns)
+    return plotting.plot_layers(sparsity_report(model, **patterns))
 
 
 def _read_history(path: Path) -> Mapping[str, Sequence[float]]:

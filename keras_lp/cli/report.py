@@ -13,9 +13,16 @@ from keras_lp.sparsity import sparsity_report
 @click.command()
 @click.argument("model", type=options.EXISTING)
 @options.threshold
+@options.include
 @options.exclude
 @options.as_json
-def report(model: Path, threshold: float | None, exclude: tuple[str, ...], as_json: bool) -> None:
+def report(
+    model: Path,
+    threshold: float | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Count the zeros of a model.
 
     Prints them for each layer of MODEL, a .keras file, and in total. Counted are the weights
@@ -28,6 +35,7 @@ def report(model: Path, threshold: float | None, exclude: tuple[str, ...], as_js
       keras-lp report model.keras --json
     """
     with working(f"Counting zeros in {model}") as note:
-        loaded = load_model(model, note, with_optimizer=not exclude)
-        result = sparsity_report(loaded, **options.given(threshold=threshold, exclude=exclude))
+        loaded = load_model(model, note, with_optimizer=not (include or exclude))
+        given = options.given(threshold=threshold, include=include, exclude=exclude)
+        result = sparsity_report(loaded, **given)
     options.show(result, result.to_dict(), as_json)

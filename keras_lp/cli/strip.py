@@ -36,10 +36,16 @@ class _Stripped:
 @click.argument("model", type=options.EXISTING)
 @click.argument("path", type=options.NEW, metavar="OUT")
 @options.threshold
+@options.include
 @options.exclude
 @options.as_json
 def strip(
-    model: Path, path: str, threshold: float | None, exclude: tuple[str, ...], as_json: bool
+    model: Path,
+    path: str,
+    threshold: float | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Make tiny weights exact zeros.
 
@@ -52,15 +58,15 @@ def strip(
       keras-lp strip model.keras stripped.keras --threshold 1e-4 --exclude embedding
     """
     limit = THRESHOLD if threshold is None else threshold
-    patterns = exclude or None
+    patterns = options.given(include=include, exclude=exclude)
     with working(f"Stripping {model}") as note:
         target = check_path(path, ".keras")
         bytes_before = model.stat().st_size
-        loaded = load_model(model, note, with_optimizer=not exclude)
-        before = sparsity_report(loaded, exclude=patterns)
+        loaded = load_model(model, note, with_optimizer=not patterns)
+        before = sparsity_report(loaded, **patterns)
         # What a stripped model excludes cannot be asked of it: it has no optimizer.
-        after = sparsity_report(loaded, limit, exclude=patterns)
-        stripped = strip_pruning(loaded, limit, exclude=patterns)
+        after = sparsity_report(loaded, limit, **patterns)
+        stripped = strip_pruning(loaded, limit, **patterns)
         write_atomically(target, stripped.save)
         result = _Stripped(
             target, target.stat().st_size, bytes_before, after.size, after.zeros, before.zeros

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_lp.deploy.copying import copy_model, paired
 from keras_lp.optional import import_tfmot, is_tf_keras_model
+from keras_lp.selection import Named
 from keras_lp.sparsity.report import check_threshold, sort_weights
 
 THRESHOLD = 1e-13  # as in the paper
@@ -16,6 +17,7 @@ def strip_pruning(
     model: Any,
     threshold: float = THRESHOLD,
     *,
+    include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     keep_zeros: bool = False,
 ) -> Any:
@@ -44,6 +46,8 @@ def strip_pruning(
             Sequential or functional model of tf_keras.
         threshold: Float >= 0. Entries of at most this magnitude become zero. Defaults to
             `1e-13`, as in the paper.
+        include: Regular expression, or a list of them, of variables to take although the
+            default rule leaves them out, as in `keras_lp.sparsity_report`.
         exclude: Regular expression, or a list of them, searched in the paths of the
             variables, as in `sparsity_report`.
         keep_zeros: Boolean, whether what is zero in a kernel without its adapters is zero in
@@ -67,15 +71,16 @@ def strip_pruning(
     """
     check_threshold(threshold)
     if is_tf_keras_model(model):
-        if threshold != THRESHOLD or exclude is not None:
+        if threshold != THRESHOLD or include is not None or exclude is not None:
             raise ValueError(
-                "Arguments `threshold` and `exclude` are for Keras 3 models; TF-MOT strips a "
-                "tf_keras model. Leave them out, or strip once more what "
+                "Arguments `threshold`, `include` and `exclude` are for Keras 3 models; TF-MOT "
+                "strips a tf_keras model. Leave them out, or strip once more what "
                 "`keras_lp.tfmot.from_tf_keras` makes of the result. "
-                f"Received: threshold={threshold!r}, exclude={exclude!r}"
+                f"Received: threshold={threshold!r}, include={include!r}, exclude={exclude!r}"
             )
         return _strip_wrappers(model)
-    counted = {id(one.variable): one for one in sort_weights(model, exclude)[0]}
+    named = Named.of(include, exclude)
+    counted = {id(one.variable): one for one in sort_weights(model, named)[0]}
     copy = copy_model(model)
     for original, variable in paired(model, copy):
         weight = counted.get(id(original))

@@ -11,13 +11,18 @@ from typing import Any
 
 import keras
 
-from keras_lp.selection import optimizers_within
+from keras_lp.selection import Named, optimizers_within
 from keras_lp.sparsity import torch_steps
 from keras_lp.sparsity.report import check_model, decayed_variables
 from keras_lp.sparsity.zero_pattern import ZeroPattern
 
 
-def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = None) -> None:
+def freeze_zeros(
+    model: keras.Model,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+) -> None:
     """Keeps every zero of the decayed variables zero in further training.
 
     Where the weights are pruned, this is what lets the others be fine-tuned. Constraints are
@@ -40,6 +45,8 @@ def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = No
 
     Args:
         model: A built Keras 3 model of any kind.
+        include: Regular expression, or a list of them, of variables to take although the
+            default rule leaves them out, as in `keras_lp.sparsity_report`.
         exclude: Regular expression, or a list of them, of variables to leave alone, as in
             `keras_lp.sparsity_report`.
 
@@ -53,7 +60,7 @@ def freeze_zeros(model: keras.Model, *, exclude: str | Iterable[str] | None = No
     >>> keras_lp.freeze_zeros(model)
     >>> model.fit(x, y, epochs=5)  # 90 % of the weights stay zero.
     """
-    decayed = decayed_variables(model, exclude)
+    decayed = decayed_variables(model, Named.of(include, exclude))
     check_averages(getattr(model, "optimizer", None))
     freeze(decayed, model)
 

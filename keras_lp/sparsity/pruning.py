@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.selection import list_paths
+from keras_lp.selection import Named, list_paths
 from keras_lp.sparsity.dead import warn_of_dead
 from keras_lp.sparsity.report import (
     SparsityReport,
@@ -32,6 +32,7 @@ def prune(
     threshold: float | None = None,
     scope: str = "global",
     *,
+    include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
 ) -> SparsityReport:
     """Sets the weights of least magnitude to zero, in place.
@@ -51,6 +52,8 @@ def prune(
             either `sparsity` or `threshold`.
         scope: `"global"`, one ranking over the whole model, or `"layer"`, each layer to the
             same sparsity.
+        include: Regular expression, or a list of them, of variables to take although the
+            default rule leaves them out, as in `keras_lp.sparsity_report`.
         exclude: Regular expression, or a list of them, of variables to leave alone, as in
             `keras_lp.sparsity_report`.
 
@@ -78,11 +81,11 @@ def prune(
         check_threshold(threshold)
     else:
         check_sparsity("sparsity", sparsity)
-    decayed = _prunable(model, exclude)
-    before = sparsity_report(model, exclude=exclude)
+    decayed = _prunable(model, Named.of(include, exclude))
+    before = sparsity_report(model, include=include, exclude=exclude)
     groups = [members for _, members in by_layer(model, decayed)] if scope == "layer" else [decayed]
     prune_groups([(variables, sparsity) for variables in groups], threshold)
-    report = sparsity_report(model, exclude=exclude)
+    report = sparsity_report(model, include=include, exclude=exclude)
     lower = "threshold" if sparsity is None else "sparsity"
     by_layer_too = "" if scope == "layer" else ' or with `scope="layer"`'
     advice = f"Prune to a lower {lower}{by_layer_too}, or leave these out with `exclude`."
@@ -151,9 +154,9 @@ def check_sparsity(name: str, value: Any) -> None:
         )
 
 
-def _prunable(model: keras.Model, exclude: str | Iterable[str] | None) -> list[Any]:
+def _prunable(model: keras.Model, named: Named) -> list[Any]:
     """What is counted; raises ValueError where that is not what the variables hold."""
-    counted = sort_weights(model, exclude)[0]
+    counted = sort_weights(model, named)[0]
     check_floats(counted, "only weights can be pruned. Prune first, then call `model.quantize`")
     adapted = [one.variable for one in counted if one.is_adapted]
     if adapted:

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from keras_lp import selection
+from keras_lp.selection import UNNAMED, Named
 from keras_lp.sparsity.reach import find_cut_off
 from keras_lp.sparsity.weights import Weight, layers_within, weights_of
 from keras_lp.sparsity.zero_pattern import warn_of_lost_zeros
@@ -149,7 +150,11 @@ class SparsityReport:
 
 
 def sparsity_report(
-    model: keras.Model, threshold: float = 0.0, *, exclude: str | Iterable[str] | None = None
+    model: keras.Model,
+    threshold: float = 0.0,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
 ) -> SparsityReport:
     """Counts the zeros of a model, per layer and in total.
 
@@ -168,10 +173,12 @@ def sparsity_report(
         model: A built Keras 3 model of any kind.
         threshold: Float >= 0, the magnitude at or below which an entry counts as zero. Of
             integers 0 alone counts.
-        exclude: Regular expression, or a list of them, searched in the paths of the
-            variables, as in the optimizers. If given, the optimizer is not asked. For a
-            model without its optimizer, such as a stripped one, pass the optimizer's
-            `exclude` to count the same variables.
+        include: Regular expression, or a list of them, searched in the paths of the
+            variables, as in the optimizers: those to count although the default rule leaves
+            them out.
+        exclude: The same of those not to count. If either is given, the optimizer is not
+            asked. For a model without its optimizer, such as a stripped one, pass the
+            `include` and `exclude` of the optimizer to count the same variables.
 
     Returns:
         A `SparsityReport` with `sparsity`, `zeros`, `size`, `layers` and `to_dict()`.
@@ -188,7 +195,7 @@ def sparsity_report(
     0.971
     """
     check_threshold(threshold)
-    counted, frozen, others = sort_weights(model, exclude)
+    counted, frozen, others = sort_weights(model, Named.of(include, exclude))
     warn_of_lost_zeros(model.variables)
     kernels = [*counted, *frozen, *(one for one in others if one.is_kernel)]
     counts = {id(one.variable): one.count(threshold) for one in kernels}
@@ -220,19 +227,17 @@ def _judged(name: str, zeros: int, size: int, full_rank: int, is_cut_off: bool) 
     return LayerSparsity(name, zeros, size, condition)
 
 
-def decayed_variables(
-    model: keras.Model, exclude: str | Iterable[str] | None = None
-) -> Sequence[Any]:
+def decayed_variables(model: keras.Model, named: Named = UNNAMED) -> Sequence[Any]:
     """The decayed variables of a model: its optimizer's, or those of the default rule.
 
     Of what is counted these are without the kernels under LoRA and the quantized ones.
     """
-    counted = sort_weights(model, exclude)[0]
+    counted = sort_weights(model, named)[0]
     return [one.variable for one in counted if not one.is_replaced]
 
 
 def sort_weights(
-    model: keras.Model, exclude: str | Iterable[str] | None = None
+    model: keras.Model, named: Named = UNNAMED
 ) -> tuple[list[Weight], list[Weight], list[Weight]]:
     """The weights of a model that are counted, those that are frozen instead, and the rest.
 
@@ -243,11 +248,11 @@ def sort_weights(
     """
     check_model(model)
     weights = weights_of(model)
-    decayed, patterns = _decayed(model, weights, exclude)
+    decayed, excluded = _decayed(model, weights, named)
     counted, frozen, others = [], [], []
     for one in weights:
         is_left_in = one.is_kernel and not any(
-            selection.matches(pattern, one.variable) for pattern in patterns
+            selection.matches(pattern, one.variable) for pattern in excluded
         )
         if id(one.variable) in decayed or (is_left_in and one.is_replaced and not one.is_frozen):
             counted.append(one)
@@ -282,7 +287,7 @@ def by_layer(model: keras.Model, variables: Sequence[Any]) -> list[tuple[str, li
 
 
 def _decayed(
-    model: keras.Model, weights: Sequence[Weight], exclude: str | Iterable[str] | None
+    model: keras.Model, weights: Sequence[Weight], named: Named
 ) -> tuple[set[int], Sequence[str]]:
     """The ids of the decayed variables, and the patterns of those that are excluded."""
     optimizers = [
@@ -295,7 +300,7 @@ def _decayed(
         for one in optimizers
         for variable in getattr(one, "decayed_variables", None) or ()
     }
-    if exclude is None and any(id(one.variable) in by_optimizer for one in weights):
+    if not named.is_given and any(id(one.variable) in by_optimizer for one in weights):
         return by_optimizer, [
             pattern for one in optimizers for pattern in getattr(one, "exclude", ())
         ]
@@ -310,8 +315,8 @@ def _decayed(
             "Argument `model` has no trainable variable, hence no decayed one. Set "
             f"`trainable = True` on the layers to look at. Received: model={model.name!r}"
         )
-    patterns = selection.check_patterns("exclude", exclude)
-    return set(map(id, selection.decayed_variables(candidates, patterns))), patterns
+    decayed = selection.decayed_variables(candidates, named.exclude, include=named.include)
+    return set(map(id, decayed)), named.exclude
 
 
 def shorten(name: str, width: int) -> str:
