@@ -1,6 +1,7 @@
 """The command line: in this process by `main`, and slow tests of real processes."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -349,6 +350,57 @@ def test_file_that_cannot_be_loaded_is_an_error_and_harms_nothing(
     make(path)
     line = error_of(command("strip", path, unchanged("stripped.keras")))
     assert re.search(f"{path.name} {message}", line)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
+def test_file_of_keras_2_is_taken(command, model, tmp_path, suffix):
+    model.save(tmp_path / f"model{suffix}")
+    ended = command("report", tmp_path / f"model{suffix}", "--exclude", "hidden", "--json")
+    expected = keras_lp.sparsity_report(model, exclude="hidden")
+    assert json.loads(ended.out)["zeros"] == expected.zeros
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        (
+            "model.weights.h5",
+            lambda path: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save_weights(
+                path
+            ),
+            r"holds weights alone, without their model\. Save the model with",
+        ),
+        ("model.h5", lambda path: path.write_text("text"), r"is no HDF5 file, or damaged\. Save"),
+        ("model.h5", lambda path: path.write_bytes(b""), r"is truncated\. Save or copy"),
+        ("model.pb", lambda path: path.write_text("text"), r"\.keras and \.h5\. Save the model"),
+    ],
+)
+def test_file_without_a_model_is_an_error_that_says_what_to_save(
+    command, tmp_path, name, make, message
+):
+    make(tmp_path / name)
+    assert re.search(message, error_of(command("report", tmp_path / name)))
+
+
+def test_code_in_a_file_of_keras_2_does_not_run(command, tmp_path):
+    ran = tmp_path / "ran"
+    script = f"__import__('pathlib').Path({str(ran)!r}).touch()"
+    layer = keras.layers.Lambda(eval(f"lambda x: (x, {script})[0]"), output_shape=(4,))
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(2)])
+    model.save(tmp_path / "model.h5")
+    assert not ran.exists()
+    assert "safe_mode stays on" in error_of(command("report", tmp_path / "model.h5"))
+    assert not ran.exists()
+
+
+def test_letters_that_the_terminal_lacks_are_written_by_their_numbers(saved, tmp_path, monkeypatch):
+    from keras_lp.cli.main import main
+
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["strip", str(saved), str(tmp_path / "модель.keras")]) == 0
+    assert r"\u043c\u043e" in terminal.buffer.getvalue().decode("cp1252")
+    assert (tmp_path / "модель.keras").exists()
 
 
 def test_code_in_a_model_does_not_run(command, tmp_path, unchanged):

@@ -73,8 +73,8 @@ def export(
 ) -> None:
     """Export a model to a .tflite file.
 
-    MODEL is a .keras file, OUT the .tflite file. It is verified in LiteRT; what stands at OUT is
-    replaced only after that, in one step.
+    MODEL is a .keras or .h5 file, OUT the .tflite file. It is verified in LiteRT; what stands at
+    OUT is replaced only after that, in one step.
 
     \b
     Examples:

@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # A path may have letters that the terminal lacks.
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _interrupted_by("SIGTERM", "SIGHUP"):
             code = keras_lp_command.main(arguments, prog_name=_NAME, standalone_mode=False)

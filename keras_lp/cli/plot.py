@@ -42,7 +42,7 @@ def plot(
 ) -> None:
     """Draw a model or its training.
 
-    SOURCE is a .keras file or the .csv file of a training, OUT a .png file.
+    SOURCE is a .keras or .h5 file, or the .csv file of a training; OUT is a .png file.
 
     A history is what `keras.callbacks.CSVLogger` writes if it stands after keras-lp's callbacks.
 
@@ -54,7 +54,7 @@ def plot(
     """
     is_history = source.suffix == ".csv"
     if is_history and (kind is not None or include or exclude):
-        raise click.UsageError("--kind, --include and --exclude are for a .keras file.")
+        raise click.UsageError("--kind, --include and --exclude are for a model.")
     if not is_history and (metric is not None or target is not None):
         raise click.UsageError("--metric and --target are for a .csv file.")
     with working(f"Drawing {source}") as note:

@@ -25,7 +25,7 @@ def report(
 ) -> None:
     """Count the zeros of a model.
 
-    Prints them for each layer of MODEL, a .keras file, and in total. Counted are the weights
+    Prints them for each layer of MODEL, a .keras or .h5 file, and in total. Counted are the weights
     that the model's optimizer decays; without one, all but biases and scales.
 
     \b

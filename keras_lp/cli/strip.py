@@ -49,8 +49,8 @@ def strip(
 ) -> None:
     """Make tiny weights exact zeros.
 
-    Writes MODEL to OUT, both .keras files, with exact zeros and without training state. Weights
-    of at most the threshold, 1e-13 unless given, become zero.
+    Writes MODEL, a .keras or .h5 file, to OUT, a .keras file, with exact zeros and without
+    training state. Weights of at most the threshold, 1e-13 unless given, become zero.
 
     \b
     Examples:
