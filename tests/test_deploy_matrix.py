@@ -77,3 +77,16 @@ def test_file_of_a_mobilenet_with_90_percent_zeros_is_small(quantization, share,
     # Most of its channels are dead, as its weights are random: outputs are all the same.
     result = export_tflite(model, tmp_path / "m.tflite", True, quantization, verify=False)
     assert result.bytes <= share * result.dense_bytes
+
+
+@pytest.mark.backend("tensorflow")
+def test_network_that_was_pruned_to_death_is_refused_with_its_dead_layers(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV2((96, 96, 3), 0.35, weights=None, classes=5)
+    keras_lp.prune(model, 0.8)
+    path, x = tmp_path / "m.tflite", np.random.default_rng(0).normal(size=(4, 96, 96, 3))
+    for inputs in (None, x):
+        with pytest.raises(RuntimeError, match=r"outputs are the same.*all zeros: .*depthwise"):
+            export_tflite(model, path, inputs=inputs)
+    assert not path.exists()
+    assert export_tflite(model, path, verify=False).bytes == path.stat().st_size

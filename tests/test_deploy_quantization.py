@@ -87,6 +87,49 @@ def test_representative_dataset_may_have_any_usual_form(kind, tmp_path):
     assert files[0] == files[1]
 
 
+def detector(in_one):
+    """Boxes up to 300 and scores up to 1."""
+    x = keras.Input((6,))
+    hidden = layers.Dense(16, "tanh")(x)
+    boxes = layers.Rescaling(300.0)(layers.Dense(4, "sigmoid")(hidden))
+    scores = layers.Dense(3, "sigmoid", kernel_initializer="he_normal")(hidden)
+    parts = [boxes, scores]
+    return keras.Model(x, layers.Concatenate()(parts) if in_one else parts)
+
+
+def of_two_units(in_one):
+    """A regression of percents and of a length in meters."""
+    x = keras.Input((6,))
+    parts = [layers.Dense(1)(x) * factor for factor in (100.0, 0.5)]
+    return keras.Model(x, layers.Concatenate()(parts) if in_one else parts)
+
+
+def with_a_confidence(in_one):
+    """Scaled logits and how sure they are."""
+    x = keras.Input((6,))
+    parts = [layers.Dense(5)(x) * 60.0, layers.Dense(1, "sigmoid")(x)]
+    return keras.Model(x, layers.Concatenate()(parts) if in_one else parts)
+
+
+EXAMPLES = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
+
+
+def test_channels_that_int8_loses_beside_larger_ones_are_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of its own"):
+        export_tflite(detector(in_one=True), tmp_path / "m.tflite", False, "int8", EXAMPLES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [detector, of_two_units, with_a_confidence])
+def test_channels_that_int8_loses_are_kept_in_outputs_of_their_own(make, tmp_path):
+    path = tmp_path / "m.tflite"
+    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of its own"):
+        export_tflite(make(in_one=True), path, False, "int8", EXAMPLES)
+    assert export_tflite(make(in_one=True), path, False, "float16").max_abs_error < 0.5
+    assert export_tflite(make(in_one=False), path, False, "int8", EXAMPLES).max_abs_error < 10
+
+
 @pytest.mark.slow
 def test_ranges_come_from_the_representative_dataset(tmp_path):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(32), layers.Dense(2)])
