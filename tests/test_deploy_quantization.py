@@ -224,7 +224,7 @@ def test_latency_is_measured_on_request_and_printed(tmp_path):
             {"quantization": "dynamic", "representative_dataset": np.ones((2, 64))},
             r"has no effect otherwise.*quantization='dynamic', .*type ndarray",
         ),
-        ({"runtime": "xnnpack"}, r'must be "default" or "no_delegate".*runtime=\'xnnpack\''),
+        ({"runtime": "xnnpack"}, r'must be "default", "x86" or "no_delegate".*runtime=\'xnnpack\''),
         ({"runtime": ["default"]}, r"`runtime` must be"),
         ({"batch_size": 0}, r"`batch_size` must be an integer >= 1.*batch_size=0"),
         ({"batch_size": 1.5}, r"`batch_size` must be an integer >= 1.*batch_size=1.5"),

@@ -22,6 +22,7 @@ from keras_lp.deploy.comparing import is_subclassed
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
 from keras_lp.deploy.feeding import Feed, one_example, samples_of
 from keras_lp.deploy.interpreting import check_runtime, latencies
+from keras_lp.deploy.sparse_convolutions import BROKEN, find_sparse_convolutions
 from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.deploy.verifying import check_loads, check_outputs
 from keras_lp.deploy.writing import check_path, write_atomically
@@ -54,6 +55,7 @@ class ExportResult:
         latency: Median seconds of a run of the file in LiteRT on one thread; `None` if not
             measured.
         dense_latency: That of the dense float32 file.
+        notes: What the export did that it was not asked for, and why.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class ExportResult:
     max_abs_error: float | None
     latency: float | None = None
     dense_latency: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         def size(count: int) -> str:
@@ -82,7 +85,7 @@ class ExportResult:
                 f"  latency        {1000 * self.latency:>9.3f} ms  "
                 f"({ratio:.2f} of dense float32, {1000 * self.dense_latency:.3f} ms)"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note           {note}" for note in self.notes)])
 
 
 def export_tflite(
@@ -134,7 +137,10 @@ def export_tflite(
             or newer). Defaults to any number.
         runtime: `"default"` for a file that LiteRT's default interpreter runs, or
             `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
-            in applications that turn it off. It may be slower there.
+            in applications that turn it off. It may be slower there. A few networks get sparse
+            weights with `"x86"` or `"no_delegate"` alone, since XNNPACK computes them wrongly
+            elsewhere ([which](runtimes.md#xnnpacks-sparse-convolutions)); the result says so.
+            `"x86"` is LiteRT's default interpreter on x86 processors with AVX.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
             a list or dict of arrays, with a batch dimension. Defaults to some of the
             `representative_dataset`, or to random numbers from a fixed seed: standard normal
@@ -184,7 +190,7 @@ def export_tflite(
         inputs = first if inputs is None else inputs
         others = convert(model, [quantization], samples, batch_size)
     data = others[0] if others else dense
-    encoded = encode_zeros(data) if sparse else data
+    encoded, notes = _encode(data, runtime) if sparse else (data, ())
     has_sparse_int8 = encoded is not data and quantization in ("dynamic", "int8")
     runner = check_loads(encoded, runtime, _SPARSE_INT8 if has_sparse_int8 else "")
     error = check_outputs(runner, model, inputs, tolerance) if verify else None
@@ -201,6 +207,26 @@ def export_tflite(
         max_abs_error=error,
         latency=seconds[0],
         dense_latency=seconds[1],
+        notes=notes,
+    )
+
+
+def _encode(data: bytes, runtime: str) -> tuple[bytes, tuple[str, ...]]:
+    """The file with sparse weights, unless it would be wrong somewhere; and what to say of it."""
+    found = find_sparse_convolutions(data)
+    encoded = encode_zeros(data)
+    if encoded is data or found.kind != BROKEN or runtime == "no_delegate":
+        return encoded, ()
+    why = (
+        "with sparse weights XNNPACK computes it wrongly on ARM, in browsers and on x86 without "
+        "AVX (LiteRT 2.3), as it begins with a 3x3 convolution of stride 2 on 3 channels, padded "
+        f"by 1 on all sides, and there is {found.misfit} before the mean over the space"
+    )
+    if runtime == "x86":
+        return encoded, (f"for x86 with AVX alone: {why}",)
+    return data, (
+        f'has dense weights: {why}. `runtime="x86"` writes sparse ones; a first layer with '
+        '`padding="same"` is right everywhere',
     )
 
 
