@@ -6,7 +6,7 @@ import subprocess
 import keras
 import numpy as np
 import pytest
-from deployable import cnn, examples, feed_of, mlp, pruned, transformer, two_inputs
+from deployable import cnn, detector, examples, feed_of, mlp, pruned, transformer, two_inputs
 
 import keras_lp
 from keras_lp import export_tflite
@@ -49,6 +49,24 @@ def test_file_is_verified_or_refused_with_the_remedy(make, quantization, sparse,
     assert result.bytes == path.stat().st_size
     if sparse or quantization:
         assert result.bytes < 0.85 * result.dense_bytes
+
+
+def test_scores_that_int8_loses_beside_boxes_are_an_error_and_kept_in_an_output_of_their_own(
+    tmp_path,
+):
+    path = tmp_path / "m.tflite"
+    x = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
+    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of its own"):
+        export_tflite(detector(in_one=True), path, False, "int8", x)
+    assert export_tflite(detector(in_one=False), path, False, "int8", x).max_abs_error < 10
+
+
+def test_model_whose_outputs_do_not_depend_on_its_inputs_is_an_error(tmp_path):
+    model = mlp()
+    model.layers[0].kernel.assign(np.zeros((64, 128)))
+    for inputs in (None, examples(model, 9)):
+        with pytest.raises(RuntimeError, match=r"outputs are the same.*all zeros: dense"):
+            export_tflite(model, tmp_path / "m.tflite", inputs=inputs)
 
 
 @pytest.mark.backend("jax", "torch")

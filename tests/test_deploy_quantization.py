@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from deployable import VERSION, examples, feed_of, fixes_batches, mlp, pruned, two_inputs
+from deployable import VERSION, detector, examples, feed_of, fixes_batches, mlp, pruned, two_inputs
 from keras import layers
 
 from keras_lp import compare_tflite, export_tflite
@@ -85,16 +85,6 @@ def test_representative_dataset_may_have_any_usual_form(kind, tmp_path):
         export_tflite(model, path, False, "int8", datasets(x)[each])
         files.append(path.read_bytes())
     assert files[0] == files[1]
-
-
-def detector(in_one):
-    """Boxes up to 300 and scores up to 1."""
-    x = keras.Input((6,))
-    hidden = layers.Dense(16, "tanh")(x)
-    boxes = layers.Rescaling(300.0)(layers.Dense(4, "sigmoid")(hidden))
-    scores = layers.Dense(3, "sigmoid", kernel_initializer="he_normal")(hidden)
-    parts = [boxes, scores]
-    return keras.Model(x, layers.Concatenate()(parts) if in_one else parts)
 
 
 def of_two_units(in_one):

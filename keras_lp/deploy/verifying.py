@@ -10,6 +10,7 @@ from keras_lp.deploy.feeding import (
     LENGTHS,
     Feed,
     as_the_model_takes_it,
+    example_count,
     feed_of,
     natural_order,
     random_inputs,
@@ -82,7 +83,7 @@ def _run(model: keras.Model, runner: Any, inputs: Any) -> tuple[Any, Feed]:
     details = runner.get_input_details()
     if inputs is not None:
         expected, feed = _run_on(model, details, inputs)
-        if _depend_on_inputs(model, details, expected):
+        if _depend_on_inputs(model, details, inputs, feed, expected):
             return expected, feed
         raise RuntimeError(
             refusal(
@@ -105,24 +106,43 @@ def _run(model: keras.Model, runner: Any, inputs: Any) -> tuple[Any, Feed]:
     )
 
 
-def _depend_on_inputs(model: keras.Model, details: Any, outputs: Any) -> bool:
-    """Whether any output differs from that of the first example, in others or on random inputs."""
-    firsts = [np.atleast_1d(array)[:1] for array in keras.tree.flatten(outputs)]
-    if _vary(outputs, firsts):
+def _depend_on_inputs(
+    model: keras.Model, details: Any, inputs: Any, feed: Feed, outputs: Any
+) -> bool:
+    """Whether any output is another one for other inputs.
+
+    Those are the given ones in other places of the batch, and random ones. Batches are of the same
+    size, since the last digits of an output depend on its place.
+    """
+    if _any_differs(outputs, outputs_of(model, _in_other_places(model, inputs, feed))):
         return True
-    try:
-        runs = [_run_on_random(model, details, scale, 0)[0] for scale in _SCALES]
-    except ValueError:  # Nothing is known of what the model takes.
-        return True
-    return any(_vary(run, firsts) for run in runs)
+    count = example_count(feed)
+    for scale in _SCALES:
+        try:
+            others = _of_size(count, random_inputs(model, details, scale, seed=0))
+            other, _ = _run_on(model, details, others)
+        except ValueError:  # Nothing is known of what the model takes.
+            return True
+        if _any_differs(outputs, other):
+            return True
+    return False
 
 
-def _vary(outputs: Any, firsts: list[np.ndarray]) -> bool:
-    """Whether any example has another output than the first one of all."""
-    return any(
-        array.shape[1:] != first.shape[1:] or not np.all(array == first)
-        for array, first in zip(keras.tree.flatten(outputs), firsts, strict=True)
-    )
+def _in_other_places(model: keras.Model, inputs: Any, feed: Feed) -> Any:
+    rolled = {name: np.roll(array, 1, axis=0) for name, array in feed.items()}
+    taken = as_the_model_takes_it(model, rolled, inputs)
+    if taken is inputs:  # The arrays of a subclassed model, whose names are not known.
+        return keras.tree.map_structure(lambda array: np.roll(array, 1, axis=0), inputs)
+    return taken
+
+
+def _of_size(count: int, inputs: Any) -> Any:
+    return keras.tree.map_structure(lambda a: np.resize(a, (count, *a.shape[1:])), inputs)
+
+
+def _any_differs(outputs: Any, others: Any) -> bool:
+    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True)
+    return not all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _why_constant(model: keras.Model) -> str:
