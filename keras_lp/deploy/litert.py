@@ -139,8 +139,8 @@ def export_tflite(
             `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
             in applications that turn it off. It may be slower there. A few networks get sparse
             weights with `"x86"` or `"no_delegate"` alone, since XNNPACK computes them wrongly
-            elsewhere ([which](runtimes.md#xnnpacks-sparse-convolutions)); the result says so.
-            `"x86"` is LiteRT's default interpreter on x86 processors with AVX.
+            elsewhere (docs/runtimes.md says which); the result says so. `"x86"` is LiteRT's
+            default interpreter on x86 processors with AVX.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
             a list or dict of arrays, with a batch dimension. Defaults to some of the
             `representative_dataset`, or to random numbers from a fixed seed: standard normal
