@@ -107,6 +107,10 @@ NETWORKS = {
         "MUL",
     ),
     "a gate": (between(gate), "MEAN"),
+    "a constant": (
+        between(lambda x: ops.tanh(ops.tanh(x) + np.full((1, 1, 1, 1), 0.5, "float32"))),
+        "ADD",
+    ),
     "another branch": (
         between(lambda x: x + layers.Conv2D(64, 3, padding="same")(x)),
         "CONV_2D",

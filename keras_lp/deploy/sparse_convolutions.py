@@ -104,12 +104,9 @@ def _misfit(graph: Graph, start: Any) -> str:
                 joins.append(operator)
             rest += [output for output in operator.outputs if output not in reached]
             reached.update(operator.outputs)
-    for operator in joins:
-        if not all(
-            index in reached or _is_constant_of_4d(graph, index) for index in operator.inputs
-        ):
-            return _described(graph, operator)
-    return ""
+    # Both sides of a sum or product have to come from the start; constants do not fit either.
+    strangers = (each for each in joins if not reached.issuperset(each.inputs))
+    return next((_described(graph, each) for each in strangers), "")
 
 
 def _ends(graph: Graph, operator: Any) -> bool:
@@ -192,7 +189,7 @@ def _has_an_end(graph: Graph) -> bool:
 
 
 def _has_zeros(graph: Graph) -> bool:
-    """Whether any weights are sparse enough for a part of the graph around them to turn."""
+    """Whether any weights are sparse enough for XNNPACK to compute what is around them sparse."""
     return any(
         (weights := _weights(graph, operator)) is not None
         and np.count_nonzero(weights) < (1 - _LEAST_ZEROS) * weights.size
@@ -221,12 +218,6 @@ def _is_over_space(graph: Graph, operator: Any) -> bool:
     axes = graph.constant(operator.inputs[1])
     rank = len(graph.shape(operator.inputs[0]))
     return axes is not None and rank == 4 and {int(axis) % 4 for axis in axes.ravel()} == _SPACE
-
-
-def _is_constant_of_4d(graph: Graph, index: int) -> bool:
-    shape = graph.shape(index)
-    is_vector = len(shape) == 4 and sum(size > 1 for size in shape) <= 1
-    return is_vector and graph.constant(index) is not None
 
 
 def _is_valid(graph: Graph, options: Any) -> bool:
