@@ -15,6 +15,7 @@ from keras_lp import export_tflite
 from keras_lp.deploy.converting import convert
 from keras_lp.deploy.graphs import parse
 from keras_lp.deploy.sparse_convolutions import BROKEN, CLEAN, NONE, find_sparse_convolutions
+from keras_lp.deploy.sparse_encoding import encode_zeros
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -48,6 +49,7 @@ def test_file_tells_what_xnnpack_makes_of_it(name):
         else:
             assert found.kind == BROKEN
             assert found.misfit.startswith((expected, f"an {expected}"))
+            assert find_sparse_convolutions(encode_zeros(data)) == found
 
 
 MAX_POOLING = networks.NETWORKS["max pooling"][0]

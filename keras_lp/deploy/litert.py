@@ -20,10 +20,9 @@ import numpy as np
 
 from keras_lp.deploy.comparing import is_subclassed
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
+from keras_lp.deploy.encoding import encode_for
 from keras_lp.deploy.feeding import Feed, one_example, samples_of
 from keras_lp.deploy.interpreting import check_runtime, latencies
-from keras_lp.deploy.sparse_convolutions import BROKEN, find_sparse_convolutions
-from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.deploy.verifying import check_loads, check_outputs
 from keras_lp.deploy.writing import check_path, write_atomically
 from keras_lp.optional import require
@@ -190,7 +189,7 @@ def export_tflite(
         inputs = first if inputs is None else inputs
         others = convert(model, [quantization], samples, batch_size)
     data = others[0] if others else dense
-    encoded, notes = _encode(data, runtime) if sparse else (data, ())
+    encoded, notes = encode_for(runtime, data) if sparse else (data, ())
     has_sparse_int8 = encoded is not data and quantization in ("dynamic", "int8")
     runner = check_loads(encoded, runtime, _SPARSE_INT8 if has_sparse_int8 else "")
     error = check_outputs(runner, model, inputs, tolerance) if verify else None
@@ -208,25 +207,6 @@ def export_tflite(
         latency=seconds[0],
         dense_latency=seconds[1],
         notes=notes,
-    )
-
-
-def _encode(data: bytes, runtime: str) -> tuple[bytes, tuple[str, ...]]:
-    """The file with sparse weights, unless it would be wrong somewhere; and what to say of it."""
-    found = find_sparse_convolutions(data)
-    encoded = encode_zeros(data)
-    if encoded is data or found.kind != BROKEN or runtime == "no_delegate":
-        return encoded, ()
-    why = (
-        "with sparse weights XNNPACK computes it wrongly on ARM, in browsers and on x86 without "
-        "AVX (LiteRT 2.3), as it begins with a 3x3 convolution of stride 2 on 3 channels, padded "
-        f"by 1 on all sides, and there is {found.misfit} before the mean over the space"
-    )
-    if runtime == "x86":
-        return encoded, (f"for x86 with AVX alone: {why}",)
-    return data, (
-        f'has dense weights: {why}. `runtime="x86"` writes sparse ones; a first layer with '
-        '`padding="same"` is right everywhere',
     )
 
 

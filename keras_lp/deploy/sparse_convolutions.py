@@ -61,7 +61,7 @@ def find_sparse_convolutions(data: bytes) -> Finding:
     """What XNNPACK would make of a file whose weights came from a DENSIFY.
 
     Args:
-        data: A `.tflite` file with dense weights.
+        data: A `.tflite` file, with dense or sparse weights.
     """
     found = Finding(NONE)
     for graph in parse(data):
@@ -191,15 +191,15 @@ def _has_an_end(graph: Graph) -> bool:
 def _has_zeros(graph: Graph) -> bool:
     """Whether any weights are sparse enough for XNNPACK to compute what is around them sparse."""
     return any(
-        (weights := _weights(graph, operator)) is not None
-        and np.count_nonzero(weights) < (1 - _LEAST_ZEROS) * weights.size
+        (weights := _weights(graph, operator)) is None  # Already behind a DENSIFY.
+        or np.count_nonzero(weights) < (1 - _LEAST_ZEROS) * weights.size
         for operator in graph.graph.operators
         if graph.name(operator) in ("CONV_2D", "FULLY_CONNECTED")
     )
 
 
 def _weights(graph: Graph, operator: Any) -> np.ndarray | None:
-    """The weights of an operation, of which float16 ones stand behind a DEQUANTIZE."""
+    """The dense weights of an operation, of which float16 ones stand behind a DEQUANTIZE."""
     index = operator.inputs[1]
     maker = graph.maker(index)
     if maker is not None and graph.name(maker) == "DEQUANTIZE":
