@@ -2,7 +2,7 @@
 
 `encode_zeros` stores a weight tensor as its nonzero values and their positions along the last
 axis, and puts a DENSIFY before its first use, which LiteRT runs once when it loads the model.
-The format has any axis, and another one is often a few percent smaller; but OpenVINO (2026.4)
+The format has any axis, and another one is often smaller by some percent; but OpenVINO (2026.4)
 takes every sparse weight as stored along the last, without an error where it is not.
 TensorFlow's own EXPERIMENTAL_SPARSITY (2.21) does the same for moderately sparse tensors, but
 its files give garbage for very sparse float16 matrices (1x4 blocks read as dense), for dense
