@@ -45,6 +45,16 @@ def two_inputs():
     return keras.Model({"image": image, "features": features}, outputs)
 
 
+def detector(in_one):
+    """Boxes up to 300 and scores up to 1."""
+    x = keras.Input((6,))
+    hidden = layers.Dense(16, "tanh")(x)
+    boxes = layers.Rescaling(300.0)(layers.Dense(4, "sigmoid")(hidden))
+    scores = layers.Dense(3, "sigmoid", kernel_initializer="he_normal")(hidden)
+    parts = [boxes, scores]
+    return keras.Model(x, layers.Concatenate()(parts) if in_one else parts)
+
+
 def pruned(make):
     """A model with 90 % zeros in each layer."""
     model = make()

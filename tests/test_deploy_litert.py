@@ -249,6 +249,58 @@ def test_model_whose_outputs_never_vary_is_an_error_that_asks_for_inputs(tmp_pat
     assert export_tflite(dead(1e6), path, inputs=inputs).max_abs_error < 100
 
 
+def pruned_to_death():
+    """A model with a layer of zeros on the way to its output."""
+    x = keras.Input((4,))
+    hidden = keras.layers.Dense(4, activation="relu", name="alive")(x)
+    hidden = keras.layers.Dense(4, bias_initializer="normal", name="killed")(hidden)
+    # The last digits of what so many units make depend on the place in the batch.
+    hidden = keras.layers.Dense(97, activation="relu")(hidden)
+    model = keras.Model(x, keras.layers.Dense(2, name="head")(hidden))
+    model.get_layer("killed").kernel.assign(np.zeros((4, 4)))
+    return model
+
+
+def dying():
+    """A model whose ReLU lets nothing through."""
+    return dead(1e6)
+
+
+@pytest.fixture(scope="module")
+def runners():
+    """Files of the models that do not depend on their inputs."""
+    models = {make: make() for make in (pruned_to_death, dying)}
+    return {
+        make: (check_loads(litert.convert(model)[0], "default"), model)
+        for make, model in models.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "why"), [(pruned_to_death, "all zeros: killed"), (dying, "ReLU whose inputs")]
+)
+@pytest.mark.parametrize("count", [None, 1, 9])
+def test_model_whose_outputs_do_not_depend_on_its_inputs_is_an_error_that_says_why(
+    runners, make, why, count
+):
+    inputs = None if count is None else np.random.default_rng(0).normal(size=(count, 4))
+    with pytest.raises(RuntimeError, match=rf"outputs .*{why}"):
+        check_outputs(*runners[make], inputs, 1e-3)
+
+
+def test_inputs_that_are_all_alike_are_enough_where_others_change_the_outputs(runners):
+    runner, model = runners[dying]
+    check_outputs(runner, model, np.full((2, 4), 3e6), 1e-3)
+
+
+def test_constant_output_beside_one_that_varies_is_verified_with_given_inputs(tmp_path):
+    x = keras.Input((4,))
+    always = keras.layers.Dense(2, kernel_initializer="zeros")(x)
+    model = keras.Model(x, [keras.layers.Dense(2)(x), always])
+    result = export_tflite(model, tmp_path / "m.tflite", inputs=np.eye(4))
+    assert result.max_abs_error < 1e-5
+
+
 def test_all_rows_of_an_embedding_are_verified(tmp_path):
     model = integers()
     result = export_tflite(model, tmp_path / "m.tflite")

@@ -6,7 +6,7 @@ import subprocess
 import keras
 import numpy as np
 import pytest
-from deployable import cnn, examples, feed_of, mlp, pruned, transformer, two_inputs
+from deployable import cnn, detector, examples, feed_of, mlp, pruned, transformer, two_inputs
 
 import keras_lp
 from keras_lp import export_tflite
@@ -51,6 +51,24 @@ def test_file_is_verified_or_refused_with_the_remedy(make, quantization, sparse,
         assert result.bytes < 0.85 * result.dense_bytes
 
 
+def test_scores_that_int8_loses_beside_boxes_are_an_error_and_kept_in_an_output_of_their_own(
+    tmp_path,
+):
+    path = tmp_path / "m.tflite"
+    x = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
+    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of its own"):
+        export_tflite(detector(in_one=True), path, False, "int8", x)
+    assert export_tflite(detector(in_one=False), path, False, "int8", x).max_abs_error < 10
+
+
+def test_model_whose_outputs_do_not_depend_on_its_inputs_is_an_error(tmp_path):
+    model = mlp()
+    model.layers[0].kernel.assign(np.zeros((64, 128)))
+    for inputs in (None, examples(model, 9)):
+        with pytest.raises(RuntimeError, match=r"outputs are the same.*all zeros: dense"):
+            export_tflite(model, tmp_path / "m.tflite", inputs=inputs)
+
+
 @pytest.mark.backend("jax", "torch")
 def test_conversion_process_that_is_killed_is_an_error_and_harms_nothing(tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
@@ -77,3 +95,16 @@ def test_file_of_a_mobilenet_with_90_percent_zeros_is_small(quantization, share,
     # Most of its channels are dead, as its weights are random: outputs are all the same.
     result = export_tflite(model, tmp_path / "m.tflite", True, quantization, verify=False)
     assert result.bytes <= share * result.dense_bytes
+
+
+@pytest.mark.backend("tensorflow")
+def test_network_that_was_pruned_to_death_is_refused_with_its_dead_layers(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV2((96, 96, 3), 0.35, weights=None, classes=5)
+    keras_lp.prune(model, 0.8)
+    path, x = tmp_path / "m.tflite", np.random.default_rng(0).normal(size=(4, 96, 96, 3))
+    for inputs in (None, x):
+        with pytest.raises(RuntimeError, match=r"outputs are the same.*all zeros: .*depthwise"):
+            export_tflite(model, path, inputs=inputs)
+    assert not path.exists()
+    assert export_tflite(model, path, verify=False).bytes == path.stat().st_size

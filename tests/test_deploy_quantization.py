@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from deployable import VERSION, examples, feed_of, fixes_batches, mlp, pruned, two_inputs
+from deployable import VERSION, detector, examples, feed_of, fixes_batches, mlp, pruned, two_inputs
 from keras import layers
 
 from keras_lp import compare_tflite, export_tflite
@@ -85,6 +85,39 @@ def test_representative_dataset_may_have_any_usual_form(kind, tmp_path):
         export_tflite(model, path, False, "int8", datasets(x)[each])
         files.append(path.read_bytes())
     assert files[0] == files[1]
+
+
+def of_two_units(in_one):
+    """A regression of percents and of a length in meters."""
+    x = keras.Input((6,))
+    parts = [layers.Dense(1)(x) * factor for factor in (100.0, 0.5)]
+    return keras.Model(x, layers.Concatenate()(parts) if in_one else parts)
+
+
+def with_a_confidence(in_one):
+    """Scaled logits and how sure they are."""
+    x = keras.Input((6,))
+    parts = [layers.Dense(5)(x) * 60.0, layers.Dense(1, "sigmoid")(x)]
+    return keras.Model(x, layers.Concatenate()(parts) if in_one else parts)
+
+
+EXAMPLES = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
+
+
+def test_channels_that_int8_loses_beside_larger_ones_are_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of its own"):
+        export_tflite(detector(in_one=True), tmp_path / "m.tflite", False, "int8", EXAMPLES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [detector, of_two_units, with_a_confidence])
+def test_channels_that_int8_loses_are_kept_in_outputs_of_their_own(make, tmp_path):
+    path = tmp_path / "m.tflite"
+    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of its own"):
+        export_tflite(make(in_one=True), path, False, "int8", EXAMPLES)
+    assert export_tflite(make(in_one=True), path, False, "float16").max_abs_error < 0.5
+    assert export_tflite(make(in_one=False), path, False, "int8", EXAMPLES).max_abs_error < 10
 
 
 @pytest.mark.slow
@@ -181,7 +214,7 @@ def test_latency_is_measured_on_request_and_printed(tmp_path):
             {"quantization": "dynamic", "representative_dataset": np.ones((2, 64))},
             r"has no effect otherwise.*quantization='dynamic', .*type ndarray",
         ),
-        ({"runtime": "xnnpack"}, r'must be "default" or "no_delegate".*runtime=\'xnnpack\''),
+        ({"runtime": "xnnpack"}, r'must be "default", "x86" or "no_delegate".*runtime=\'xnnpack\''),
         ({"runtime": ["default"]}, r"`runtime` must be"),
         ({"batch_size": 0}, r"`batch_size` must be an integer >= 1.*batch_size=0"),
         ({"batch_size": 1.5}, r"`batch_size` must be an integer >= 1.*batch_size=1.5"),

@@ -86,7 +86,7 @@ def export(
     if (quantization == "int8") != (representative_dataset is not None):
         raise click.UsageError("--quantize int8 and --representative NPZ belong together.")
     if sparse is None:
-        sparse = quantization in ("none", "float16") or settings["runtime"] != "default"
+        sparse = quantization in ("none", "float16") or settings["runtime"] == "no_delegate"
     with working(f"Exporting {model}") as note:
         check_path(path, ".tflite")
         loaded = load_model(model, note, with_optimizer=False)

@@ -30,10 +30,11 @@ exclude = click.option(
 )
 runtime = click.option(
     "--runtime",
-    type=click.Choice(["default", "no_delegate"]),
+    type=click.Choice(["default", "x86", "no_delegate"]),
     default="default",
     show_default=True,
-    help="LiteRT as applications get it, or without its default delegate XNNPACK.",
+    help="LiteRT as applications get it; the same on x86 with AVX alone; or without its default "
+    "delegate XNNPACK.",
 )
 
 

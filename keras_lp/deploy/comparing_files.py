@@ -110,7 +110,8 @@ def compare_tflite(
         inputs: Arrays by the names of the files' inputs, each with a batch dimension, or one
             array for files with one input.
         labels: Integer classes, one for each example, or one-hot rows of them.
-        runtime: `"default"` for LiteRT as applications get it, or `"no_delegate"`.
+        runtime: `"default"` for LiteRT as applications get it, or `"no_delegate"`, as in
+            `export_tflite`.
 
     Returns:
         A `TfliteComparison` with `first`, `second`, `examples`, `agreement`, `max_abs_difference`

@@ -115,8 +115,8 @@ def _copy_state(model: keras.Model, copy: keras.Model) -> None:
 
 def _message(model: keras.Model, reason: str) -> str:
     return (
-        "The model cannot be copied, which is done as Keras saves and loads it. Custom classes "
-        "and functions need `keras.saving.register_keras_serializable`; a subclassed model needs "
+        "The model cannot be copied, which is done as Keras saves and loads it. Classes within "
+        "custom layers need `keras.saving.register_keras_serializable`; a subclassed model needs "
         "a `get_config` that returns what its constructor was given, a constructor that takes "
         "`**kwargs`, and a `build` if it has several inputs. "
         f"Received: model={model.name!r} of class {type(model).__qualname__}. {reason}"

@@ -11,7 +11,11 @@ import numpy as np
 from keras_lp.optional import require
 
 # With the default delegate, XNNPACK, as applications get it; or with LiteRT's own kernels.
-RUNTIMES = {"default": "AUTO", "no_delegate": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
+RUNTIMES = {
+    "default": "AUTO",
+    "x86": "AUTO",  # With AVX, where XNNPACK has no sparse convolutions.
+    "no_delegate": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+}
 _SIZES = (16, 64, 256)  # to try for dimensions that a file leaves open
 _SECONDS = 1.0  # to measure for, at most, for each file
 _RUNS = (11, 101)  # to take the median over, at least and at most
@@ -21,7 +25,8 @@ def check_runtime(runtime: Any) -> None:
     """Raises ValueError unless `runtime` names one of `RUNTIMES`."""
     if runtime not in tuple(RUNTIMES):  # A tuple, since the value may not be hashable.
         raise ValueError(
-            f'Argument `runtime` must be "default" or "no_delegate". Received: runtime={runtime!r}'
+            'Argument `runtime` must be "default", "x86" or "no_delegate". '
+            f"Received: runtime={runtime!r}"
         )
 
 

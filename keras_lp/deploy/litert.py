@@ -20,9 +20,9 @@ import numpy as np
 
 from keras_lp.deploy.comparing import is_subclassed
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
+from keras_lp.deploy.encoding import encode_for
 from keras_lp.deploy.feeding import Feed, one_example, samples_of
 from keras_lp.deploy.interpreting import check_runtime, latencies
-from keras_lp.deploy.sparse_encoding import encode_zeros
 from keras_lp.deploy.verifying import check_loads, check_outputs
 from keras_lp.deploy.writing import check_path, write_atomically
 from keras_lp.optional import require
@@ -54,6 +54,7 @@ class ExportResult:
         latency: Median seconds of a run of the file in LiteRT on one thread; `None` if not
             measured.
         dense_latency: That of the dense float32 file.
+        notes: What the export did that it was not asked for, and why.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class ExportResult:
     max_abs_error: float | None
     latency: float | None = None
     dense_latency: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         def size(count: int) -> str:
@@ -82,7 +84,7 @@ class ExportResult:
                 f"  latency        {1000 * self.latency:>9.3f} ms  "
                 f"({ratio:.2f} of dense float32, {1000 * self.dense_latency:.3f} ms)"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note           {note}" for note in self.notes)])
 
 
 def export_tflite(
@@ -134,15 +136,19 @@ def export_tflite(
             or newer). Defaults to any number.
         runtime: `"default"` for a file that LiteRT's default interpreter runs, or
             `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
-            in applications that turn it off. It may be slower there.
+            in applications that turn it off. It may be slower there. A few networks get sparse
+            weights with `"x86"` or `"no_delegate"` alone, since XNNPACK computes them wrongly
+            elsewhere (docs/runtimes.md says which); the result says so. `"x86"` is LiteRT's
+            default interpreter on x86 processors with AVX.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
             a list or dict of arrays, with a batch dimension. Defaults to some of the
             `representative_dataset`, or to random numbers from a fixed seed: standard normal
             ones, and integers below the smallest vocabulary of the model's embeddings, or 0
             and 1 without one.
         tolerance: Float >= 0. Largest error that verification accepts, as a share of the
-            largest magnitude in the same output. Defaults to `1e-3`, `2e-2` for float16, `0.1`
-            for dynamic and `0.2` for int8.
+            largest magnitude in the same output; in channels (the last axis) of a smaller
+            scale than others, of the largest spread among them. Defaults to `1e-3`, `2e-2`
+            for float16, `0.1` for dynamic and `0.2` for int8.
         latency: Whether to measure how long a run takes, against the dense float32 file.
 
     Returns:
@@ -183,7 +189,7 @@ def export_tflite(
         inputs = first if inputs is None else inputs
         others = convert(model, [quantization], samples, batch_size)
     data = others[0] if others else dense
-    encoded = encode_zeros(data) if sparse else data
+    encoded, notes = encode_for(runtime, data) if sparse else (data, ())
     has_sparse_int8 = encoded is not data and quantization in ("dynamic", "int8")
     runner = check_loads(encoded, runtime, _SPARSE_INT8 if has_sparse_int8 else "")
     error = check_outputs(runner, model, inputs, tolerance) if verify else None
@@ -200,6 +206,7 @@ def export_tflite(
         max_abs_error=error,
         latency=seconds[0],
         dense_latency=seconds[1],
+        notes=notes,
     )
 
 

@@ -2,7 +2,7 @@
 
 `encode_zeros` stores a weight tensor as its nonzero values and their positions along the last
 axis, and puts a DENSIFY before its first use, which LiteRT runs once when it loads the model.
-The format has any axis, and another one is often a few percent smaller; but OpenVINO (2026.4)
+The format has any axis, and another one is often smaller by some percent; but OpenVINO (2026.4)
 takes every sparse weight as stored along the last, without an error where it is not.
 TensorFlow's own EXPERIMENTAL_SPARSITY (2.21) does the same for moderately sparse tensors, but
 its files give garbage for very sparse float16 matrices (1x4 blocks read as dense), for dense
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lp.deploy.graphs import Graph, code_of, parse
 from keras_lp.optional import require
 
 # Operations that take their weights from a DENSIFY, in LiteRT with and without XNNPACK; and
@@ -48,16 +49,17 @@ def encode_zeros(data: bytes) -> bytes:
         The bytes of a file that computes the same function; `data` itself if no tensor gets
         smaller.
     """
-    schema = require("ai_edge_litert.schema_py_generated", "deploy")
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    graphs = parse(data)
+    model = graphs[0].model
     uses = _uses(model)
     encoded = False
-    for graph in model.subgraphs:
-        for index, tensor in enumerate(list(graph.tensors)):
+    for graph in graphs:
+        for index, tensor in enumerate(list(graph.graph.tensors)):
             # A buffer that several tensors share cannot change its layout for one of them.
-            if uses[tensor.buffer] == 1 and _is_weight(schema, model, graph, index):
-                encoded |= _encode_tensor(schema, model, graph, index)
-    packed = _pack(schema, model) if encoded else data
+            weights = graph.constant(index) if uses[tensor.buffer] == 1 else None
+            if weights is not None and _is_of_weights(graph, index):
+                encoded |= _encode_tensor(graph, index, weights)
+    packed = _pack(graphs[0].schema, model) if encoded else data
     return packed if len(packed) < len(data) else data
 
 
@@ -67,106 +69,83 @@ def _uses(model: Any) -> np.ndarray:
     return np.bincount(buffers, minlength=len(model.buffers))
 
 
-def _is_weight(schema: Any, model: Any, graph: Any, index: int) -> bool:
-    """Whether a tensor holds constants that may come from a DENSIFY."""
-    tensor = graph.tensors[index]
-    data = model.buffers[tensor.buffer].data
-    if data is None or len(data) == 0 or tensor.sparsity is not None or index in graph.outputs:
+def _is_of_weights(graph: Graph, index: int) -> bool:
+    """Whether a tensor of constants may come from a DENSIFY."""
+    tensor, types = graph.graph.tensors[index], graph.schema.TensorType
+    if index in graph.graph.outputs:
         return False
-    readers = _operations(schema, model, _readers(graph, index))
-    if tensor.type == schema.TensorType.FLOAT16:
-        behind = _operations(schema, model, _readers_behind(graph, index))
+    readers = _names(graph, graph.readers(index))
+    if tensor.type == types.FLOAT16:
+        behind = _names(graph, _readers_behind(graph, index))
         return readers == {"DEQUANTIZE"} and bool(behind) and behind.issubset(_FLOAT32_READERS)
-    if tensor.type == schema.TensorType.INT8:
+    if tensor.type == types.INT8:
         # A DENSIFY fills in zeros, which have to mean zero.
         is_symmetric = not np.any(tensor.quantization.zeroPoint)
         return is_symmetric and bool(readers) and readers.issubset(_INT8_READERS)
-    is_float32 = tensor.type == schema.TensorType.FLOAT32
+    is_float32 = tensor.type == types.FLOAT32
     return is_float32 and bool(readers) and readers.issubset(_FLOAT32_READERS)
 
 
-def _readers(graph: Any, index: int) -> list[Any]:
-    return [operator for operator in graph.operators if index in operator.inputs]
-
-
-def _readers_behind(graph: Any, index: int) -> list[Any]:
+def _readers_behind(graph: Graph, index: int) -> list[Any]:
     """The readers of what the readers of a tensor put out."""
-    outputs = [output for reader in _readers(graph, index) for output in reader.outputs]
-    return [reader for output in outputs for reader in _readers(graph, output)]
+    outputs = [output for reader in graph.readers(index) for output in reader.outputs]
+    return [reader for output in outputs for reader in graph.readers(output)]
 
 
-def _operations(schema: Any, model: Any, operators: list[Any]) -> set[str]:
-    return {_operation(schema, model, operator) for operator in operators}
+def _names(graph: Graph, operators: list[Any]) -> set[str]:
+    return {graph.name(operator) for operator in operators}
 
 
-def _operation(schema: Any, model: Any, operator: Any) -> str:
-    """Name of an operator's operation in the schema."""
-    code = _code(model.operatorCodes[operator.opcodeIndex])
-    names = vars(schema.BuiltinOperator)
-    return next(name for name, value in names.items() if value == code)
-
-
-def _code(operator_code: Any) -> int:
-    # Files for old runtimes hold the codes below 127 in the older field alone.
-    return max(operator_code.builtinCode, operator_code.deprecatedBuiltinCode)
-
-
-def _encode_tensor(schema: Any, model: Any, graph: Any, index: int) -> bool:
+def _encode_tensor(graph: Graph, index: int, weights: np.ndarray) -> bool:
     """Encodes one weight tensor and has a DENSIFY read it, if that makes the file smaller.
 
     Returns whether it did.
     """
-    tensor = graph.tensors[index]
-    buffer = model.buffers[tensor.buffer]
-    types = schema.TensorType
-    is_float16 = tensor.type == types.FLOAT16
-    dtypes = {types.FLOAT32: np.float32, types.FLOAT16: np.float16, types.INT8: np.int8}
-    stored = np.frombuffer(bytes(buffer.data), dtypes[tensor.type])
-    array = stored.reshape(tensor.shape)
-    widens = is_float16 and not _operations(schema, model, _readers_behind(graph, index)).issubset(
-        _FLOAT16_READERS
-    )
-    if widens:
-        array = array.astype(np.float32)
-    if _encoded_bytes(array) + _overhead(tensor) >= stored.nbytes:
+    tensor, types = graph.graph.tensors[index], graph.schema.TensorType
+    widens = tensor.type == types.FLOAT16 and not _names(
+        graph, _readers_behind(graph, index)
+    ).issubset(_FLOAT16_READERS)
+    array = weights.astype(np.float32) if widens else weights
+    if _encoded_bytes(array) + _overhead(tensor) >= weights.nbytes:
         return False
 
-    buffer.data, tensor.sparsity = _encode(schema, array)
+    buffer = graph.model.buffers[tensor.buffer]
+    buffer.data, tensor.sparsity = _encode(graph.schema, array)
     if widens:  # The operators that made float32 of the tensor now make it dense.
-        tensor.type = schema.TensorType.FLOAT32
-        for reader in _readers(graph, index):
-            _make_densify(schema, model, reader)
+        tensor.type = types.FLOAT32
+        for reader in graph.readers(index):
+            _make_densify(graph, reader)
     else:
-        _insert_densify(schema, model, graph, index)
+        _insert_densify(graph, index)
     return True
 
 
-def _insert_densify(schema: Any, model: Any, graph: Any, index: int) -> None:
+def _insert_densify(graph: Graph, index: int) -> None:
     """Puts a DENSIFY between a sparse tensor and its readers."""
-    sparse = graph.tensors[index]
-    dense = schema.TensorT()
+    tensors = graph.graph.tensors
+    sparse, dense = tensors[index], graph.schema.TensorT()
     dense.name, dense.shape, dense.type = sparse.name + b"/dense", sparse.shape, sparse.type
     dense.quantization = sparse.quantization
-    graph.tensors.append(dense)
-    for operator in _readers(graph, index):
-        operator.inputs = [len(graph.tensors) - 1 if i == index else i for i in operator.inputs]
-    densify = schema.OperatorT()
-    densify.inputs, densify.outputs = [index], [len(graph.tensors) - 1]
-    _make_densify(schema, model, densify)
-    graph.operators.insert(0, densify)  # It needs nothing that another operation makes.
+    tensors.append(dense)
+    for operator in graph.readers(index):
+        operator.inputs = [len(tensors) - 1 if i == index else i for i in operator.inputs]
+    densify = graph.schema.OperatorT()
+    densify.inputs, densify.outputs = [index], [len(tensors) - 1]
+    _make_densify(graph, densify)
+    graph.graph.operators.insert(0, densify)  # It needs nothing that another operation makes.
 
 
-def _make_densify(schema: Any, model: Any, operator: Any) -> None:
-    operator.opcodeIndex = _densify_index(schema, model)
-    operator.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
-    operator.builtinOptions = schema.DensifyOptionsT()
+def _make_densify(graph: Graph, operator: Any) -> None:
+    operator.opcodeIndex = _densify_index(graph.schema, graph.model)
+    operator.builtinOptionsType = graph.schema.BuiltinOptions.DensifyOptions
+    operator.builtinOptions = graph.schema.DensifyOptionsT()
 
 
 def _densify_index(schema: Any, model: Any) -> int:
     """Position of DENSIFY in the file's list of operations, where it is added if missing."""
     wanted = schema.BuiltinOperator.DENSIFY
     for index, code in enumerate(model.operatorCodes):
-        if _code(code) == wanted:
+        if code_of(code) == wanted:
             return index
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = wanted

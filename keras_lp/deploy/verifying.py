@@ -10,6 +10,7 @@ from keras_lp.deploy.feeding import (
     LENGTHS,
     Feed,
     as_the_model_takes_it,
+    example_count,
     feed_of,
     natural_order,
     random_inputs,
@@ -17,6 +18,8 @@ from keras_lp.deploy.feeding import (
 )
 from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.interpreting import has_open_sizes, load, tensorflow_operations
+from keras_lp.deploy.judging import check_output, refusal
+from keras_lp.sparsity.report import sparsity_report
 
 _SCALES = (1.0, 100.0)  # of random inputs; the next if outputs do not depend on the inputs
 _HALF_PRECISION = (
@@ -27,7 +30,6 @@ _SOURCES = {  # by a part of the names of the operations
     "TensorList": "They come from a recurrent layer: make it with `unroll=True`",
     "Table": "They come from a layer that looks words or numbers up: do so before the model",
 }
-_SLACK = 1e-6  # where all outputs are zero
 
 
 def check_loads(data: bytes, runtime: str, remedy: str = "") -> Any:
@@ -38,10 +40,10 @@ def check_loads(data: bytes, runtime: str, remedy: str = "") -> Any:
         runner = None if foreign else load(data, runtime)
     except Exception as error:
         why = f"LiteRT said: {error}"
-        raise RuntimeError(_refusal("does not load", f"{remedy}{why}")) from error
+        raise RuntimeError(refusal("does not load", f"{remedy}{why}")) from error
     if foreign:
         raise RuntimeError(
-            _refusal(
+            refusal(
                 "does not run",
                 f"It has operations that only TensorFlow knows: {', '.join(foreign)}. "
                 f"{_source_of(foreign)}",
@@ -63,15 +65,15 @@ def check_outputs(runner: Any, model: keras.Model, inputs: Any, tolerance: float
         runner: What `check_loads` returned.
         model: The model.
         inputs: As the model takes them, or `None` for random ones.
-        tolerance: Largest error, as a share of the largest magnitude in the same output.
+        tolerance: Largest error, as in `check_output`.
     """
     expected, feed = _run(model, runner, inputs)
     try:
         outputs = runner(**feed)
     except Exception as error:
-        raise RuntimeError(_refusal("does not run", f"LiteRT said: {error}")) from error
+        raise RuntimeError(refusal("does not run", f"LiteRT said: {error}")) from error
     return max(
-        _compare(name, outputs.get(name), array, tolerance)
+        check_output(name, outputs.get(name), array, tolerance)
         for name, array in _named_outputs(expected, list(outputs)).items()
     )
 
@@ -80,18 +82,76 @@ def _run(model: keras.Model, runner: Any, inputs: Any) -> tuple[Any, Feed]:
     """Outputs of the model, and its inputs by their names in the file."""
     details = runner.get_input_details()
     if inputs is not None:
-        return _run_on(model, details, inputs)
+        expected, feed = _run_on(model, details, inputs)
+        if _depend_on_inputs(model, details, inputs, feed, expected):
+            return expected, feed
+        raise RuntimeError(
+            refusal(
+                "cannot be compared with the model",
+                "The model's outputs are the same for all inputs, those in `inputs` and random "
+                f"ones. {_why_constant(model)} `verify=False` writes the file all the same",
+            )
+        )
     for scale in _SCALES:
         expected, feed = _run_on_random(model, details, scale, 0)
         other, _ = _run_on_random(model, details, scale, 1)
         if _differ(expected, other):
             return expected, feed
     raise RuntimeError(
-        _refusal(
+        refusal(
             "cannot be compared with the model",
-            "The model's outputs are the same for all random inputs. Pass real data as `inputs`",
+            f"The model's outputs are the same for all random inputs. {_why_constant(model)} Or "
+            "pass real data as `inputs`",
         )
     )
+
+
+def _depend_on_inputs(
+    model: keras.Model, details: Any, inputs: Any, feed: Feed, outputs: Any
+) -> bool:
+    """Whether any output is another one for other inputs.
+
+    Those are the given ones in other places of the batch, and random ones. Batches are of the same
+    size, since the last digits of an output depend on its place.
+    """
+    if _any_differs(outputs, outputs_of(model, _in_other_places(model, inputs, feed))):
+        return True
+    count = example_count(feed)
+    for scale in _SCALES:
+        try:
+            others = _of_size(count, random_inputs(model, details, scale, seed=0))
+            other, _ = _run_on(model, details, others)
+        except ValueError:  # Nothing is known of what the model takes.
+            return True
+        if _any_differs(outputs, other):
+            return True
+    return False
+
+
+def _in_other_places(model: keras.Model, inputs: Any, feed: Feed) -> Any:
+    rolled = {name: np.roll(array, 1, axis=0) for name, array in feed.items()}
+    taken = as_the_model_takes_it(model, rolled, inputs)
+    if taken is inputs:  # The arrays of a subclassed model, whose names are not known.
+        return keras.tree.map_structure(lambda array: np.roll(array, 1, axis=0), inputs)
+    return taken
+
+
+def _of_size(count: int, inputs: Any) -> Any:
+    return keras.tree.map_structure(lambda a: np.resize(a, (count, *a.shape[1:])), inputs)
+
+
+def _any_differs(outputs: Any, others: Any) -> bool:
+    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True)
+    return not all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _why_constant(model: keras.Model) -> str:
+    """Which layers let nothing through, as far as their weights say it."""
+    with contextlib.suppress(ValueError):  # Nothing is decayed.
+        rows = sparsity_report(model).layers
+        if dead := [row.name for row in rows if row.zeros == row.size]:
+            return f"The kernels of these layers are all zeros: {', '.join(dead)}."
+    return "Look for an activation that is the same for all, such as a ReLU whose inputs are < 0."
 
 
 def _run_on_random(model: keras.Model, details: Any, scale: float, seed: int) -> tuple[Any, Feed]:
@@ -128,39 +188,6 @@ def _named_outputs(outputs: Any, names: list[str]) -> dict[str, np.ndarray]:
     flat = keras.tree.flatten(outputs)
     if len(flat) != len(names):
         raise RuntimeError(
-            _refusal("has other outputs", f"{len(names)} where the model has {len(flat)}")
+            refusal("has other outputs", f"{len(names)} where the model has {len(flat)}")
         )
     return dict(zip(sorted(names, key=natural_order), flat, strict=True))
-
-
-def _compare(name: str, output: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
-    """Largest absolute difference; raises if it is too large or not a number."""
-    if output.shape != expected.shape:
-        raise RuntimeError(
-            _refusal(f"has output {name!r} of shape {output.shape}", f"Keras: {expected.shape}")
-        )
-    if expected.dtype.kind == "f" and not np.isfinite(expected).all():
-        raise RuntimeError(
-            _refusal(
-                "cannot be compared with the model",
-                f"The model's own output {name!r} is NaN or infinite at some of the inputs. Look "
-                "for weights that are, or pass `inputs` of the range the model was trained on",
-            )
-        )
-    expected = expected.astype("float64")
-    error = float(np.max(np.abs(output - expected), initial=0.0))
-    scale = float(np.max(np.abs(expected), initial=0.0))
-    if not error <= (tolerance * scale if scale > 0 else _SLACK):
-        raise RuntimeError(
-            _refusal(
-                f"disagrees with the model in output {name!r}",
-                f"Largest error {error:.3g} at a largest output of {scale:.3g}, allowed "
-                f"{tolerance * scale:.3g}. Pass `inputs` of the range the model was trained "
-                "on, or a larger `tolerance` if this error is acceptable",
-            )
-        )
-    return error
-
-
-def _refusal(what: str, why: str) -> str:
-    return f"The export failed, and nothing was written: the file {what} in LiteRT. {why}"

@@ -1,0 +1,107 @@
+"""Whether an output of a `.tflite` file is that of the model."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_SLACK = 1e-6  # where all outputs are zero
+# Channels along the last axis, such as boxes and scores. Measured on int8 files of networks with
+# random and trained weights: right ones stay within these bounds, and those in which scores are
+# lost beside boxes do not.
+_GAP = 4  # from the spread of a channel to the next larger one, where another scale begins
+_PROBABILITY = 1 / 8  # least spread of a channel of probabilities, whose examples may be alike
+_NEARLY_CONSTANT = 1e-2  # spread of a channel, as a share of its largest magnitude
+_NEGLIGIBLE = 1e-5  # error, as a share of the largest magnitude in the whole output
+
+
+def check_output(name: str, output: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+    """The largest absolute error of an output; raises RuntimeError if it is too large.
+
+    The output as a whole may be off by `tolerance` of its largest magnitude. Channels of a
+    smaller scale than others may be off by `tolerance` of the largest spread among them.
+
+    Args:
+        name: Name of the output in the file.
+        output: What the file gives.
+        expected: What the model gives.
+        tolerance: A share of the largest magnitude or spread.
+    """
+    if output.shape != expected.shape:
+        raise RuntimeError(
+            refusal(f"has output {name!r} of shape {output.shape}", f"Keras: {expected.shape}")
+        )
+    if expected.dtype.kind == "f" and not np.isfinite(expected).all():
+        raise RuntimeError(
+            refusal(
+                "cannot be compared with the model",
+                f"The model's own output {name!r} is NaN or infinite at some of the inputs. Look "
+                "for weights that are, or pass `inputs` of the range the model was trained on",
+            )
+        )
+    has_channels = expected.dtype.kind == "f" and expected.ndim > 1
+    expected = expected.astype("float64")
+    errors = np.abs(output - expected)
+    error = float(np.max(errors, initial=0.0))
+    scale = float(np.max(np.abs(expected), initial=0.0))
+    if not error <= (tolerance * scale if scale > 0 else _SLACK):
+        raise RuntimeError(
+            refusal(
+                f"disagrees with the model in output {name!r}",
+                f"Largest error {error:.3g} at a largest output of {scale:.3g}, allowed "
+                f"{tolerance * scale:.3g}. Pass `inputs` of the range the model was trained "
+                "on, or a larger `tolerance` if this error is acceptable",
+            )
+        )
+    if has_channels:
+        _check_channels(name, errors, expected, tolerance)
+    return error
+
+
+def refusal(what: str, why: str) -> str:
+    """The message of an export that fails because of what its file does in LiteRT."""
+    return f"The export failed, and nothing was written: the file {what} in LiteRT. {why}"
+
+
+def _check_channels(name: str, errors: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Raises RuntimeError if channels of a smaller scale than others are lost beside these."""
+    count = expected.shape[-1]
+    errors = errors.reshape(-1, count).max(axis=0)
+    spreads = _spreads(expected.reshape(-1, count))
+    negligible = _NEGLIGIBLE * np.abs(expected).max()
+    lost = [
+        (errors[channel] / scale, channel, scale)
+        for channels in _of_smaller_scales(spreads)
+        for scale in [spreads[channels].max()]
+        for channel in channels
+        if errors[channel] > max(tolerance * scale, negligible)
+    ]
+    if lost:
+        _, channel, scale = max(lost)
+        others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise RuntimeError(
+            refusal(
+                f"disagrees with the model in channel {channel}{others} of output {name!r}",
+                f"It spans {spreads[channel]:.3g} there, where others span up to "
+                f"{spreads.max():.3g}, and is off by {errors[channel]:.3g}, allowed "
+                f"{tolerance * scale:.3g}. In int8 all channels of an output share one step: give "
+                "those of another scale an output of its own. Or pass a larger `tolerance` if "
+                "this error is acceptable",
+            )
+        )
+
+
+def _spreads(expected: np.ndarray) -> np.ndarray:
+    """From the least to the largest value of each channel; 0 where that is next to nothing."""
+    spreads = np.ptp(expected, axis=0)
+    is_probability = (expected >= 0).all(axis=0) & (expected <= 1).all(axis=0)
+    varies = spreads > _NEARLY_CONSTANT * np.abs(expected).max(axis=0)
+    spreads = np.where(is_probability, np.maximum(spreads, _PROBABILITY), spreads)
+    return np.where(varies, spreads, 0.0)
+
+
+def _of_smaller_scales(spreads: np.ndarray) -> Iterator[np.ndarray]:
+    """Groups of channels whose spreads are next to each other, without that of the largest."""
+    order = np.argsort(spreads, kind="stable")
+    order = order[spreads[order] > 0]
+    gaps = np.flatnonzero(spreads[order[1:]] > _GAP * spreads[order[:-1]])
+    yield from np.split(order, gaps + 1)[:-1]
