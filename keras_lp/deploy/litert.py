@@ -18,11 +18,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.comparing import is_subclassed
+from keras_lp.deploy.comparing import symbolic_inputs
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
-from keras_lp.deploy.feeding import Feed, one_example, samples_of
+from keras_lp.deploy.feeding import one_example, samples_of
 from keras_lp.deploy.interpreting import check_runtime, latencies
+from keras_lp.deploy.operations import has_loops, has_open_loops
+from keras_lp.deploy.precision import in_float32, policies_of_other_precisions
 from keras_lp.deploy.sparse_encoding import encode_zeros
+from keras_lp.deploy.sublayers import within
+from keras_lp.deploy.tracing import check_inputs
 from keras_lp.deploy.verifying import check_loads, check_outputs
 from keras_lp.deploy.writing import check_path, write_atomically
 from keras_lp.optional import require
@@ -31,13 +35,8 @@ from keras_lp.sparsity.report import check_model
 # Largest error that verification accepts, as a share of the largest output. Broken files
 # are off by about 1; float16 keeps 11 bits of each weight, int8 8 of the largest.
 _TOLERANCES = {None: 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.2}
+_FIXED = "takes {} at once: recurrent layers and other loops need a fixed number of examples"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# XNNPACK prepares no operation whose int8 weights come from a DENSIFY (LiteRT 2.3).
-_SPARSE_INT8 = (
-    "LiteRT's default interpreter takes no sparse int8 weights. Pass `sparse=False`, where gzip "
-    'makes the zeros small on the way, or `quantization="float16"` with sparse weights, or '
-    '`runtime="no_delegate"` for applications that turn the default delegate off. '
-)
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class ExportResult:
         latency: Median seconds of a run of the file in LiteRT on one thread; `None` if not
             measured.
         dense_latency: That of the dense float32 file.
+        notes: What the export did that it was not asked for, such as a fixed number of examples.
     """
 
     path: Path
@@ -63,6 +63,7 @@ class ExportResult:
     max_abs_error: float | None
     latency: float | None = None
     dense_latency: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         def size(count: int) -> str:
@@ -82,7 +83,7 @@ class ExportResult:
                 f"  latency        {1000 * self.latency:>9.3f} ms  "
                 f"({ratio:.2f} of dense float32, {1000 * self.dense_latency:.3f} ms)"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note           {note}" for note in self.notes)])
 
 
 def export_tflite(
@@ -130,8 +131,8 @@ def export_tflite(
             iterable of such batches, or a function that returns one.
         verify: Whether to compare the outputs of the file in LiteRT with the model's. That it
             loads is checked in any case.
-        batch_size: Integer >= 1, to fix how many examples the file takes at once (Keras 3.15
-            or newer). Defaults to any number.
+        batch_size: Integer >= 1, to fix how many examples the file takes at once. Defaults to
+            any number, or to 1 for recurrent layers and other loops, which need a fixed one.
         runtime: `"default"` for a file that LiteRT's default interpreter runs, or
             `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
             in applications that turn it off. It may be slower there.
@@ -166,41 +167,96 @@ def export_tflite(
     path = check_path(path, ".tflite")
     _check_flags(sparse=sparse, verify=verify, latency=latency)
     _check_settings(quantization, representative_dataset, runtime, batch_size, tolerance)
+    check_inputs(model)
     _check_names(model)
     _check_batch_size(model, batch_size)
     tolerance = _TOLERANCES[quantization] if tolerance is None else tolerance
     require("ai_edge_litert.interpreter", "deploy")
 
-    # The samples for int8 are read as the dense file takes them.
-    at_once = [None] if quantization in (None, "int8") else [None, quantization]
-    dense, *others = convert(model, at_once, batch_size=batch_size)
-    if batch_size is not None:
-        _check_batch(dense, batch_size)
-    samples: list[Feed] = []
-    if quantization == "int8":
-        details = check_loads(dense, "default").get_input_details()
-        samples, first = samples_of(model, details, representative_dataset)
-        inputs = first if inputs is None else inputs
-        others = convert(model, [quantization], samples, batch_size)
-    data = others[0] if others else dense
-    encoded = encode_zeros(data) if sparse else data
-    has_sparse_int8 = encoded is not data and quantization in ("dynamic", "int8")
-    runner = check_loads(encoded, runtime, _SPARSE_INT8 if has_sparse_int8 else "")
-    error = check_outputs(runner, model, inputs, tolerance) if verify else None
+    made = _convert(model, quantization, representative_dataset, batch_size)
+    inputs = made.examples if inputs is None else inputs
+    encoded = encode_zeros(made.file) if sparse else made.file
+    runner = check_loads(encoded, runtime, model)
+    error = None
+    if verify:
+        with in_float32(model):
+            error = check_outputs(runner, model, inputs, tolerance)
     seconds: Sequence[float | None] = (None, None)
     if latency:
-        runners = [runner, check_loads(dense, runtime)]
+        runners = [runner, check_loads(made.dense, runtime, model)]
         seconds = latencies(runners, one_example(model, runner.get_input_details(), inputs))
     write_atomically(path, lambda target: target.write_bytes(encoded))
     return ExportResult(
         path=path,
         bytes=len(encoded),
         gzip_bytes=len(gzip.compress(encoded, compresslevel=9)),
-        dense_bytes=len(dense),
+        dense_bytes=len(made.dense),
         max_abs_error=error,
         latency=seconds[0],
         dense_latency=seconds[1],
+        notes=tuple(made.notes),
     )
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """What came of a model.
+
+    Attributes:
+        file: A file with the weights that were asked for.
+        dense: The same model in float32.
+        examples: Some of the representative dataset; `None` without one.
+        notes: As in `ExportResult`.
+    """
+
+    file: bytes
+    dense: bytes
+    examples: Any
+    notes: list[str]
+
+
+def _convert(
+    model: keras.Model, quantization: str | None, dataset: Any, batch_size: int | None
+) -> _Converted:
+    notes = _notes_on(model)
+    at_once = [None, quantization] if quantization in ("float16", "dynamic") else [None]
+    fixed = _own_batch_size(model) or 1
+    if batch_size is None and any(not layer.unroll for layer in within(model, keras.layers.RNN)):
+        batch_size, notes = fixed, [*notes, _FIXED.format(fixed)]
+    dense, *others = convert(model, at_once, batch_size=batch_size)
+    if batch_size is None and has_open_loops(dense):  # of layers that are not Keras's own
+        batch_size, notes = fixed, [*notes, _FIXED.format(fixed)]
+        dense, *others = convert(model, at_once, batch_size=batch_size)
+    if quantization != "int8":
+        return _Converted(others[0] if others else dense, dense, None, notes)
+    # The samples for int8 are read as the dense file takes them.
+    details = check_loads(dense, "default", model).get_input_details()
+    samples, examples = samples_of(model, details, dataset)
+    unroll = has_loops(dense) and bool(within(model, keras.layers.RNN))
+    if unroll:
+        notes.append(
+            "recurrent layers are unrolled, as int8 needs; `dynamic` makes a smaller file of them"
+        )
+    (file,) = convert(model, ["int8"], samples, batch_size, unroll)
+    return _Converted(file, dense, examples, notes)
+
+
+def _notes_on(model: keras.Model) -> list[str]:
+    notes = []
+    policies = policies_of_other_precisions(model)
+    if policies:
+        notes.append(f"computes in float32, where the model does in {', '.join(policies)}")
+    if not symbolic_inputs(model):
+        notes.append(
+            "takes inputs of the sizes that the model was built with; for others export "
+            "`keras.Model(inputs, model(inputs))` with `inputs = keras.Input(shape)`"
+        )
+    return notes
+
+
+def _own_batch_size(model: keras.Model) -> int | None:
+    """The number of examples that a model was made for; `None` for any."""
+    return next((tensor.shape[0] for tensor in symbolic_inputs(model)), None)
 
 
 def _check_flags(**flags: Any) -> None:
@@ -246,7 +302,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 def _check_names(model: keras.Model) -> None:
     """Raises ValueError for a name of an input that TensorFlow cannot keep in the file."""
-    for tensor in () if is_subclassed(model) else model.inputs:
+    for tensor in symbolic_inputs(model):
         name = tensor.name
         if not _NAME.fullmatch(name) or keyword.iskeyword(name) or name == "self":
             raise ValueError(
@@ -257,30 +313,11 @@ def _check_names(model: keras.Model) -> None:
             )
 
 
-def _check_batch(data: bytes, batch_size: int) -> None:
-    """Raises RuntimeError unless a file takes so many examples; old versions of Keras forget it."""
-    details = check_loads(data, "default").get_input_details()
-    sizes = {int(detail["shape_signature"][0]) for detail in details.values()}
-    if sizes != {batch_size}:
-        raise RuntimeError(
-            "Argument `batch_size` needs Keras 3.15 or newer, nothing was written. Received: "
-            f"batch_size={batch_size}, with Keras {keras.__version__}"
-        )
-
-
 def _check_batch_size(model: keras.Model, batch_size: int | None) -> None:
     """Raises ValueError if a model cannot take so many examples at once."""
-    if batch_size is None:
-        return
-    if is_subclassed(model):
+    own = _own_batch_size(model)
+    if batch_size is not None and own not in (None, batch_size):
         raise ValueError(
-            "Argument `batch_size` is for Sequential and functional models, whose inputs are "
-            f"known. Received: batch_size={batch_size}, model={model.name!r} of class "
-            f"{type(model).__name__}"
-        )
-    own = {tensor.shape[0] for tensor in model.inputs} - {None, batch_size}
-    if own:
-        raise ValueError(
-            f"Argument `batch_size` must be that of the model, {own.pop()}, or None. "
+            f"Argument `batch_size` must be that of the model, {own}, or None. "
             f"Received: batch_size={batch_size}"
         )

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.deploy.explaining import of_foreign, of_loading, of_running
 from keras_lp.deploy.feeding import (
     LENGTHS,
     Feed,
@@ -16,44 +17,31 @@ from keras_lp.deploy.feeding import (
     shapes,
 )
 from keras_lp.deploy.inference import outputs_of
-from keras_lp.deploy.interpreting import has_open_sizes, load, tensorflow_operations
+from keras_lp.deploy.interpreting import has_open_sizes, load
+from keras_lp.deploy.operations import foreign_operations
 
 _SCALES = (1.0, 100.0)  # of random inputs; the next if outputs do not depend on the inputs
-_HALF_PRECISION = (
-    "They come from layers that compute in half precision: set "
-    '`layer.dtype_policy = "float32"` before the export'
-)
-_SOURCES = {  # by a part of the names of the operations
-    "TensorList": "They come from a recurrent layer: make it with `unroll=True`",
-    "Table": "They come from a layer that looks words or numbers up: do so before the model",
-}
 _SLACK = 1e-6  # where all outputs are zero
 
 
-def check_loads(data: bytes, runtime: str, remedy: str = "") -> Any:
-    """The runner of a file; raises RuntimeError, with a remedy, unless LiteRT loads it."""
+def check_loads(data: bytes, runtime: str, model: keras.Model | None = None) -> Any:
+    """The runner of a file; raises RuntimeError, with a remedy, unless LiteRT loads it.
+
+    Args:
+        data: The file.
+        runtime: One of `RUNTIMES`.
+        model: The model that it was made of, whose layers the error then names.
+    """
     try:
-        foreign = tensorflow_operations(data)
+        foreign = foreign_operations(data)
         # In a process with TensorFlow, some versions of LiteRT can run these.
         runner = None if foreign else load(data, runtime)
     except Exception as error:
-        why = f"LiteRT said: {error}"
-        raise RuntimeError(_refusal("does not load", f"{remedy}{why}")) from error
+        why = of_loading(data, str(error))
+        raise RuntimeError(_refusal("does not load", why)) from error
     if foreign:
-        raise RuntimeError(
-            _refusal(
-                "does not run",
-                f"It has operations that only TensorFlow knows: {', '.join(foreign)}. "
-                f"{_source_of(foreign)}",
-            )
-        )
+        raise RuntimeError(_refusal("does not run", of_foreign(foreign, model)))
     return runner
-
-
-def _source_of(operations: list[str]) -> str:
-    """What operations come from that only TensorFlow knows, and what to do."""
-    sources = [text for part, text in _SOURCES.items() if any(part in name for name in operations)]
-    return ". ".join(sources or [_HALF_PRECISION])
 
 
 def check_outputs(runner: Any, model: keras.Model, inputs: Any, tolerance: float) -> float:
@@ -69,7 +57,7 @@ def check_outputs(runner: Any, model: keras.Model, inputs: Any, tolerance: float
     try:
         outputs = runner(**feed)
     except Exception as error:
-        raise RuntimeError(_refusal("does not run", f"LiteRT said: {error}")) from error
+        raise RuntimeError(_refusal("does not run", of_running(str(error)))) from error
     return max(
         _compare(name, outputs.get(name), array, tolerance)
         for name, array in _named_outputs(expected, list(outputs)).items()
