@@ -94,11 +94,12 @@ def test_model_of_texts_up_to_a_length_is_verified(tmp_path):
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
-def test_model_of_images_of_any_size_runs_on_several(quantization, tmp_path):
+def test_model_of_images_of_any_size_runs_on_several(quantization, tmp_path, capfd):
     model, path = pruned(open_sizes), tmp_path / "m.tflite"
     images = np.random.default_rng(0).random((8, 40, 50, 3), "float32")
     samples = images if quantization else None
     result = export_tflite(model, path, quantization is None, quantization, samples)
+    assert "fully_quantize" not in capfd.readouterr().err
     assert result.max_abs_error < 0.02
     runner = interpreter(path).get_signature_runner()
     (name,) = runner.get_input_details()

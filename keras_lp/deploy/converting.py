@@ -24,14 +24,12 @@ import numpy as np
 from keras_lp.deploy.comparing import symbolic_inputs
 from keras_lp.deploy.custom_objects import check_is_of_keras, custom_objects_of, import_object
 from keras_lp.deploy.explaining import of_conversion, of_ending
+from keras_lp.deploy.sublayers import within
 from keras_lp.deploy.tracing import trace
 from keras_lp.deploy.writing import temporary_folder
 from keras_lp.optional import require
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
-# Of 145 kinds of layers and operations none ended the process in another way of converting than
-# this one, in which every loop over a length did (TensorFlow 2.21).
-_UNSAFE = ("int8",)
 # Files in the folder that a process of its own is given.
 _TRACED, _MODEL, _SAMPLES, _REQUEST = "traced", "model.keras", "samples.npz", "request.json"
 _RESULT, _ERROR = "{}.tflite", "error.txt"
@@ -74,13 +72,23 @@ def convert(
                 trace(model, folder / _TRACED, **how)
             else:
                 model.save(folder / _MODEL, include_optimizer=False)
-        if is_here and set(quantizations).isdisjoint(_UNSAFE):
+        if is_here and _is_safe(model, quantizations):
             with _explained(model, quantizations):
                 return [_convert_traced(folder, quantization) for quantization in quantizations]
         custom = {} if is_here else custom_objects_of(model, _config_in(folder / _MODEL))
         request = {"quantizations": list(quantizations), "trace": how, "custom_objects": custom}
         with _explained(model, quantizations):
             return _convert_in_a_process(folder, request, samples)
+
+
+def _is_safe(model: keras.Model, quantizations: Sequence[str | None]) -> bool:
+    """Whether a conversion is known to leave the process that it runs in as it is.
+
+    Of 145 kinds of layers and operations none ended the process but for int8, where nearly every
+    loop did (TensorFlow 2.21). What Keras has quantized makes the converter print pages.
+    """
+    is_quantized = any(layer.quantization_mode for layer in within(model))
+    return "int8" not in quantizations and not is_quantized
 
 
 def _names(model: keras.Model) -> list[str]:

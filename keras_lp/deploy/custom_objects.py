@@ -67,15 +67,22 @@ def import_object(place: str) -> Any:
     module, _, name = place.partition(":")
     kind = operator.attrgetter(name)(importlib.import_module(module))
     is_model = inspect.isclass(kind) and issubclass(kind, keras.Model)
-    if not (is_model and kind.get_config is keras.Model.get_config):
-        return kind
+    return _constructing(kind) if is_model and _lacks_config(kind) else kind
 
-    class Constructed(kind):
+
+def _lacks_config(kind: Any) -> bool:
+    return kind.get_config is keras.Model.get_config
+
+
+def _constructing(kind: Any) -> Any:
+    """The class with a `from_config` that calls the constructor without arguments."""
+
+    class Constructing(kind):
         @classmethod
         def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
             return kind()
 
-    return Constructed
+    return Constructing
 
 
 def _is_custom(kind: Any) -> bool:
