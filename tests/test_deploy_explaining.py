@@ -153,23 +153,34 @@ def quantized(mode):
     return model
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
+as_of_keras_3_15 = pytest.mark.skipif(
+    tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15), reason="older Keras can do it"
+)
+
+
+def slow(*values, marks=()):
+    return pytest.param(*values, marks=[pytest.mark.slow, *marks])
 
 
 @pytest.mark.parametrize(
     ("make", "message", "remedy"),
     [
         (
-            upsampling,
-            r"UpSampling2D needs sizes that are fixed: .*keras\.Model\(inputs, model\(inputs\)\)",
-            lambda: of_sizes(upsampling(), 6, 6, 2),
+            adaptive,
+            r"A layer needs sizes that are fixed: .*keras\.Model\(inputs, model\(inputs\)\)",
+            lambda: of_sizes(adaptive(), 6, 6, 2),
         ),
-        slow(adaptive, r"needs sizes that are fixed", lambda: of_sizes(adaptive(), 6, 6, 2)),
+        slow(
+            upsampling,
+            r"UpSampling2D needs sizes that are fixed",
+            lambda: of_sizes(upsampling(), 6, 6, 2),
+            marks=[as_of_keras_3_15],
+        ),
         slow(
             lambda: causal(None),
             r"StridedSlice in layer 'multi_head_attention.*They need sizes that are fixed",
             lambda: of_sizes(causal(None), 5, 4),
+            marks=[as_of_keras_3_15],
         ),
         (
             lambda: sequential((4,), Choosing()),
@@ -258,6 +269,7 @@ def test_model_that_keras_has_quantized_is_to_be_quantized_by_the_export(mode, t
     assert export_tflite(model, path, False, "dynamic").max_abs_error < 0.1
 
 
+@as_of_keras_3_15
 @pytest.mark.slow
 def test_model_that_keras_has_quantized_is_exported_where_litert_can(tmp_path):
     assert export_tflite(quantized("int4"), tmp_path / "m.tflite").max_abs_error < 1e-5
