@@ -1,7 +1,9 @@
 """Where the converter runs, and what becomes of the caller's process, model and files."""
 
 import importlib.util
+import re
 import stat
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -123,8 +125,17 @@ def test_recurrent_model_takes_one_example_at_once(tmp_path):
 
 @needs_tensorflow
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", [None, "float16", "dynamic", "int8"])
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize(
+    ("kind", "quantization"),
+    [
+        *((kind, quantization) for kind in RECURRENT for quantization in (None, "int8")),
+        *(
+            (kind, quantization)
+            for kind in ("LSTM", "GRU")
+            for quantization in ("float16", "dynamic")
+        ),
+    ],
+)
 def test_every_kind_of_recurrent_layer_is_exported(kind, quantization, tmp_path):
     model, path = recurrent(kind), tmp_path / "m.tflite"
     data = inputs_of(model) if quantization == "int8" else None
@@ -183,3 +194,17 @@ def test_lack_of_room_for_temporary_files_is_an_error_of_the_system(folders, mon
     with pytest.raises(OSError, match=r"no room for temporary files.*TMPDIR.*Received: /") as info:
         export_tflite(mlp(), folders)
     assert info.value.errno == 28
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.slow
+def test_recipes_of_the_documentation_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "recipes"}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    printed = re.search(r"```\n(\('takes 1.*?)```", text, re.DOTALL)[1]
+    assert capsys.readouterr().out == printed
+    files = {"lstm.tflite", "any_size.tflite", "small.tflite", "class.tflite"}
+    assert {each.name for each in tmp_path.iterdir()} == files

@@ -154,7 +154,7 @@ def quantized(mode):
 
 
 as_of_keras_3_15 = pytest.mark.skipif(
-    tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15), reason="older Keras can do it"
+    tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15), reason="as Keras 3.15 does it"
 )
 
 

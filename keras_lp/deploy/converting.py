@@ -101,7 +101,7 @@ def _explained(model: keras.Model, quantizations: Sequence[str | None]) -> Itera
     """Makes one error of what goes wrong in a conversion, unless it is the system that fails."""
     try:
         yield
-    except (ImportError, OSError):
+    except (ImportError, OSError, MemoryError):
         raise
     except Exception as error:
         raise RuntimeError(

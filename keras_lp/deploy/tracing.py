@@ -38,7 +38,7 @@ def trace(
         )
         serve = tf.function(_flat(model), input_signature=[signature], autograph=False)
         traced = serve.get_concrete_function()
-    # Not Keras's `ExportArchive`, which traces a model four times, and each one in it.
+    # Not Keras's exporter, which traces a model four times.
     module = tf.Module()
     module.captured = [
         *traced.variables,
