@@ -325,6 +325,16 @@ def test_model_that_cannot_be_saved_is_an_error_with_the_remedy():
         strip_pruning(called(Needy(3)))
 
 
+def test_lack_of_room_for_the_copy_is_an_error_of_the_system(mlp, monkeypatch):
+    def full(self, path, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", full)
+    with pytest.raises(OSError, match=r"no room for temporary files.*TMPDIR") as info:
+        strip_pruning(mlp())
+    assert info.value.errno == 28
+
+
 def test_function_that_keras_cannot_find_is_named():
     def odd(x):
         return x

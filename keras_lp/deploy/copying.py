@@ -6,9 +6,7 @@ vocabularies that `keras.models.clone_model` loses. Keras loads a subclassed mod
 class is not Keras's own, the copy is compared with the original on random inputs.
 """
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,6 +14,7 @@ import numpy as np
 
 from keras_lp.deploy.comparing import compare, essence, is_subclassed
 from keras_lp.deploy.inference import outputs_of
+from keras_lp.deploy.writing import temporary_folder
 
 
 def copy_model(model: keras.Model) -> keras.Model:
@@ -41,14 +40,16 @@ def copy_model(model: keras.Model) -> keras.Model:
         name: _constructing(kind) if kind in without_config else kind
         for name, kind in custom.items()
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        path = folder / "model.keras"
         try:
             model.save(path, include_optimizer=False)
             # Not safe mode: what is loaded is the caller's own object, not a foreign file.
             copy = keras.models.load_model(
                 path, custom_objects=revivers, compile=False, safe_mode=False
             )
+        except (OSError, MemoryError):
+            raise
         except Exception as error:
             raise ValueError(_message(model, f"Keras said: {essence(error)}")) from error
     originals, variables = _state(model), _state(copy)
