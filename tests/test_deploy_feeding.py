@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_lp.deploy.feeding import feed_of, samples_of
+from keras_lp.deploy.feeding import feed_of, parts_of, samples_of
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
 
@@ -87,7 +87,7 @@ def test_batches_of_a_list_are_cut_to_what_the_file_takes():
     model = model_of_one()
     samples, first = samples_of(model, details_of(model, 4), [X[:10], X[10:]])
     assert [len(each["features"]) for each in samples] == [4] * 9
-    assert len(first) == 4
+    assert len(first) == 8
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,23 @@ def test_list_that_is_neither_a_batch_nor_of_batches_is_an_error(dataset, messag
     model = model_of_one()
     with pytest.raises(ValueError, match=message):
         samples_of(model, details_of(model), dataset)
+
+
+@pytest.mark.parametrize("make", [model_of_one, model_of_two])
+def test_inputs_are_cut_to_what_the_file_takes(make):
+    model = make()
+    inputs = X if make is model_of_one else [X, 2 * X]
+    parts = parts_of(model, details_of(model, 6), inputs)
+    assert len(parts) == 6
+    joined = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    keras.tree.map_structure(np.testing.assert_array_equal, joined, parts_of_36(inputs))
+    assert parts_of(model, details_of(model), inputs) == [inputs]
+    assert parts_of(model, details_of(model, 41), inputs) == [inputs]
+    assert parts_of(model, details_of(model, 2), None) == [None]
+
+
+def parts_of_36(inputs):
+    return keras.tree.map_structure(lambda array: array[:36], inputs)
 
 
 def test_inputs_to_verify_with_are_one_batch():

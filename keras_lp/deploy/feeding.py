@@ -5,6 +5,7 @@ Given ones are checked against what the file takes, random ones are made where n
 
 import contextlib
 import functools
+import itertools
 import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from keras_lp.deploy.comparing import is_functional, symbolic_inputs
 
 _BATCH = 8  # random inputs, where the model leaves the batch size open
+_PARTS = 32  # of given inputs, where the file takes some number at once
 # To try for other dimensions that it leaves open. Old versions of TensorFlow and LiteRT do not
 # notice where convolutions take more, so not the least first.
 LENGTHS = (64, 16, 256)
@@ -103,8 +105,22 @@ def as_the_model_takes_it(model: keras.Model, feed: Feed, inputs: Any) -> Any:
     """A feed in the structure that the model takes, or in that of the inputs it was made of."""
     if is_functional(model):
         return keras.tree.pack_sequence_as(model.input, list(feed.values()))
-    is_single = len(feed) == 1 and not isinstance(inputs, dict)
-    return next(iter(feed.values())) if is_single else inputs
+    arrays = list(feed.values())
+    is_single = len(arrays) == 1 and not isinstance(inputs, dict)
+    return arrays[0] if is_single else keras.tree.pack_sequence_as(inputs, arrays)
+
+
+def parts_of(model: keras.Model, details: Details, inputs: Any) -> list[Any]:
+    """Inputs as the model takes them, in parts of as many as its file takes at once.
+
+    What is left over is left out, and what is fewer stays as it is.
+    """
+    size = fixed_size(details)
+    if inputs is None or size is None:
+        return [inputs]
+    feed = feed_of_any_number(model, details, inputs)
+    parts = itertools.islice(_split(feed, size), _PARTS)
+    return [as_the_model_takes_it(model, part, inputs) for part in parts] or [inputs]
 
 
 def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list[Feed], Any]:
@@ -123,13 +139,12 @@ def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list
         ValueError: If it is empty, or something in it does not fit the file.
     """
     argument = "representative_dataset"
-    fixed = fixed_size(details)
-    size = fixed or 1
+    size = fixed_size(details) or 1
     samples: list[Feed] = []
     first = None
     for batch, feed in _batches(model, details, dataset, argument):
         if first is None:
-            first = _first_examples(batch, feed, fixed or _BATCH)
+            first = _first_examples(batch, feed, max(size, _BATCH))
         samples += _split(feed, size)
     if not samples:
         raise ValueError(
@@ -143,7 +158,7 @@ def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:
     """The first example of given or random inputs, or as many as the file takes at once."""
     if inputs is None:
         inputs = random_inputs(model, details, scale=1.0, seed=0)
-    feed = feed_of(model, details, inputs)
+    feed = feed_of(model, details, parts_of(model, details, inputs)[0])
     return feed if fixed_size(details) else {name: array[:1] for name, array in feed.items()}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_lp.deploy.comparing import symbolic_inputs
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
-from keras_lp.deploy.feeding import one_example, samples_of
+from keras_lp.deploy.feeding import one_example, parts_of, samples_of
 from keras_lp.deploy.interpreting import check_runtime, latencies
 from keras_lp.deploy.operations import has_loops, has_open_loops
 from keras_lp.deploy.precision import in_float32, policies_of_other_precisions
@@ -49,7 +49,7 @@ class ExportResult:
         gzip_bytes: Size of the file after gzip, as it would travel.
         dense_bytes: Size of the same model exported dense in float32, for comparison.
         max_abs_error: Largest absolute difference between an output of the file in LiteRT
-            and of the Keras model; `None` if not verified.
+            and of the Keras model, computing in float32; `None` if not verified.
         latency: Median seconds of a run of the file in LiteRT on one thread; `None` if not
             measured.
         dense_latency: That of the dense float32 file.
@@ -105,8 +105,9 @@ def export_tflite(
     With sparse encoding only the nonzero weights and their positions take room; LiteRT
     makes dense weights of them (operation DENSIFY) when it loads the file, which then runs as
     fast as the dense one. Run `strip_pruning` first, which makes tiny weights exact zeros.
-    Needs TensorFlow and the extra `deploy`; under another backend TensorFlow converts in a
-    process of its own.
+    Needs TensorFlow and the extra `deploy`. Under another backend, and for int8, TensorFlow
+    converts in a process of its own, which imports the classes of the model from their modules.
+    The file computes in float32, or int8, whatever precision the model was trained in.
 
     | `quantization` | weights | activations | `sparse=True` |
     | --- | --- | --- | --- |
@@ -115,10 +116,13 @@ def export_tflite(
     | `"dynamic"` | int8 | float32 | with `runtime="no_delegate"` |
     | `"int8"` | int8 | int8 | with `runtime="no_delegate"` |
 
-    Inputs and outputs of the file have the dtypes of the model's in every case.
+    Inputs and outputs of the file have the dtypes of the model's in every case, but for float32
+    in place of another precision.
 
     Args:
-        model: A built Keras 3 model.
+        model: A built Keras 3 model. A subclassed one is exported at the sizes that it was built
+            with; for others, or for open ones, make a functional model of it:
+            `keras.Model(inputs, model(inputs))`.
         path: Path of the file to write, ending in `.tflite`, in an existing folder. An
             existing file is replaced in one step, and only after verification.
         sparse: Whether to encode weights without their zeros, where that makes the file
@@ -137,7 +141,8 @@ def export_tflite(
             `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
             in applications that turn it off. It may be slower there.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
-            a list or dict of arrays, with a batch dimension. Defaults to some of the
+            a list or dict of arrays, with a batch dimension. A file that takes some number at
+            once is run on the first parts of that number. Defaults to some of the
             `representative_dataset`, or to random numbers from a fixed seed: standard normal
             ones, and integers below the smallest vocabulary of the model's embeddings, or 0
             and 1 without one.
@@ -148,14 +153,16 @@ def export_tflite(
 
     Returns:
         An `ExportResult` with `path`, `bytes`, `gzip_bytes`, `dense_bytes`,
-        `max_abs_error`, `latency` and `dense_latency`.
+        `max_abs_error`, `latency`, `dense_latency` and `notes`.
 
     Raises:
         TypeError: If `model` is no Keras 3 model, or a flag is neither True nor False.
-        ValueError: If the model is not built, an argument is out of range, or the inputs or
-            the representative dataset do not fit the model.
+        ValueError: If the model is not built or the shapes of its inputs are not known, an argument
+            is out of range, the inputs or the representative dataset do not fit the model, or the
+            process that converts cannot import one of its classes.
         FileNotFoundError: If the folder of `path` does not exist.
         ImportError: If TensorFlow or LiteRT is not installed.
+        OSError: If the system fails, such as for lack of room.
         RuntimeError: If the conversion fails, or the file does not run in LiteRT or disagrees
             with the model. Nothing is written then.
 
@@ -179,8 +186,9 @@ def export_tflite(
     runner = check_loads(encoded, runtime, model)
     error = None
     if verify:
+        parts = parts_of(model, runner.get_input_details(), inputs)
         with in_float32(model):
-            error = check_outputs(runner, model, inputs, tolerance)
+            error = max(check_outputs(runner, model, part, tolerance) for part in parts)
     seconds: Sequence[float | None] = (None, None)
     if latency:
         runners = [runner, check_loads(made.dense, runtime, model)]
