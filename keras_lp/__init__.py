@@ -17,10 +17,12 @@ from keras_lp.callbacks import (
 )
 from keras_lp.decay import decay_factor, penalty
 from keras_lp.deploy import (
+    EncodedTflite,
     ExportResult,
     TfliteComparison,
     TfliteFile,
     compare_tflite,
+    encode_tflite,
     export_tflite,
     strip_pruning,
 )
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConstantSparsity",
+    "EncodedTflite",
     "ExportResult",
     "LayerSparsity",
     "LpAdamW",
@@ -54,6 +57,7 @@ __all__ = [
     "TfliteFile",
     "compare_tflite",
     "decay_factor",
+    "encode_tflite",
     "export_tflite",
     "freeze_zeros",
     "penalty",

@@ -2,13 +2,9 @@
 
 import keras
 import numpy as np
-import pytest
 from keras import layers
 
 import keras_lp
-
-VERSION = tuple(map(int, keras.__version__.split(".")[:2]))
-fixes_batches = pytest.mark.skipif(VERSION < (3, 15), reason="Keras 3.15 fixes the batch size")
 
 
 def cnn():

@@ -518,3 +518,39 @@ def test_proximal_step_is_the_soft_threshold(load):
     expected = np.sign(after) * np.maximum(abs(after) - 0.1 * 0.3, 0)
     np.testing.assert_allclose(keras.ops.convert_to_numpy(kernel), expected, atol=1e-6)
     np.testing.assert_allclose(keras.ops.convert_to_numpy(bias), after[0], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_tasks_for_zeros_at_the_start_have_them_and_their_losses_are_those_of_training(load):
+    initial_zeros = load("initial_zeros")
+    for name, task in initial_zeros.TASKS.items():
+        model, x, y, loss, _, batch_size = task(np.random.default_rng(0))
+        assert keras_lp.sparsity_report(model).sparsity > 0.05, name
+        model.compile("adam", loss)
+        assert model.evaluate(x, y, batch_size=batch_size, verbose=0) > 0, name
+    results = [
+        initial_zeros.train(
+            lambda random: (*initial_zeros.masked(random)[:4], 2, 32),
+            0,
+            keras_lp.LpAdamW(1e-3, 0.02, p=0.8, initial_zeros=zeros),
+        )
+        for zeros in ("keep", "train")
+    ]
+    (kept_loss, kept), (free_loss, free) = results
+    assert kept > 0.69 > free
+    assert free_loss < kept_loss
+
+
+@pytest.mark.slow
+def test_fine_tuning_by_lora_loses_the_zeros_that_freezing_keeps(load, monkeypatch):
+    lora = load("lora")
+    monkeypatch.setattr(lora, "EPOCHS", 1)
+    random = np.random.default_rng(0)
+    x, y = random.random((64, 64)).astype("float32"), random.integers(0, 10, 64)
+    zeros = {}
+    for method in ("LoRA", "all that is left"):
+        model = lora.fine_tune(lora.base(x, y), x, y, method)
+        stripped = keras_lp.strip_pruning(model)
+        zeros[method] = keras_lp.sparsity_report(stripped, exclude="last").sparsity
+    assert zeros["all that is left"] == pytest.approx(0.9, abs=0.01)
+    assert zeros["LoRA"] < 0.5

@@ -416,10 +416,10 @@ def test_code_in_a_model_does_not_run(command, tmp_path, unchanged):
 
 
 def test_file_of_another_kind_is_an_error(command, tmp_path):
-    path = tmp_path / "model.h5"
+    path = tmp_path / "model.onnx"
     path.write_bytes(b"")
     line = error_of(command("report", path))
-    assert re.search(r"model\.h5 is no \.keras file\. Save the model with `model\.save`", line)
+    assert re.search(r"model\.onnx is none of the files that Keras 3 loads, .*\. Save the model with `model\.save`", line)
 
 
 @pytest.mark.parametrize(
@@ -442,8 +442,7 @@ def test_representative_dataset_that_does_not_fit_is_an_error_and_harms_nothing(
 
 def test_labels_beside_the_inputs_are_left_aside(command, saved, tmp_path, data, batches):
     arrays = data(x=batches[0], labels=batches[1])
-    options = ["--quantize", "int8", "--representative", arrays, "--inputs", arrays]
-    assert command("export", saved, tmp_path / "m.tflite", *options).code == 0
+    assert command("export", saved, tmp_path / "m.tflite", "--inputs", arrays).code == 0
 
 
 def test_arrays_may_have_the_names_of_the_keys_that_a_model_takes(command, tmp_path, data):
@@ -518,12 +517,12 @@ def test_full_disk_is_an_error_and_harms_nothing(command, mounted, suffix, mlp, 
 def test_conversion_that_is_killed_harms_nothing(saved, unchanged):
     out = unchanged("model.tflite")
     script = (
-        "import os, signal, keras\n"
-        "export = keras.Model.export\n"
+        "import os, signal, tensorflow\n"
+        "save = tensorflow.saved_model.save\n"
         "def killed(*args, **kwargs):\n"
-        "    export(*args, **kwargs)\n"
+        "    save(*args, **kwargs)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "keras.Model.export = killed\n"
+        "tensorflow.saved_model.save = killed\n"
         "from keras_lp.__main__ import main\n"
         "main()\n"
     )
@@ -616,12 +615,12 @@ def test_process_without_a_standard_stream_does_its_work(saved, tmp_path, closed
 def test_signal_interrupts_the_work_and_leaves_nothing(saved, unchanged, tmp_path_factory, name):
     out, temporary = unchanged("model.tflite"), tmp_path_factory.mktemp("temporary")
     script = (
-        "import os, signal, keras\n"
-        "export = keras.Model.export\n"
+        "import os, signal, tensorflow\n"
+        "save = tensorflow.saved_model.save\n"
         "def signalled(*args, **kwargs):\n"
-        "    export(*args, **kwargs)\n"
+        "    save(*args, **kwargs)\n"
         f"    os.kill(os.getpid(), signal.{name})\n"
-        "keras.Model.export = signalled\n"
+        "tensorflow.saved_model.save = signalled\n"
         "from keras_lp.__main__ import main\n"
         "raise SystemExit(main())\n"
     )
@@ -635,6 +634,42 @@ def test_signal_interrupts_the_work_and_leaves_nothing(saved, unchanged, tmp_pat
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == "Error: Interrupted"
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sends", "error"),
+    [
+        ("TERM $PPID", "Error: Interrupted"),
+        ("SEGV $$", "Error: .*Take --quantize dynamic, int8 .*ended by SIGSEGV"),
+    ],
+)
+def test_process_that_converts_goes_with_its_files(
+    saved, unchanged, data, tmp_path_factory, sends, error
+):
+    out, temporary = unchanged("model.tflite"), tmp_path_factory.mktemp("temporary")
+    converter, number = temporary.parent / "converter", temporary.parent / "number"
+    converter.write_text(f"#!/bin/sh\necho $$ > {number}\nkill -{sends}\nexec sleep 100\n")
+    converter.chmod(0o755)
+    script = (
+        "import sys\n"
+        "from keras_lp.__main__ import main\n"
+        f"sys.executable = '{converter}'\n"
+        "raise SystemExit(main())\n"
+    )
+    samples = ["--quantize", "int8", "--representative", data(x=np.ones((4, 8)))]
+    run = subprocess.run(
+        [sys.executable, "-c", script, "export", saved, out, *samples],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (1, "")
+    assert re.match(error, run.stderr.splitlines()[-1])
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
 
 
 @pytest.mark.slow

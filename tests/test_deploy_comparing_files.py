@@ -4,7 +4,6 @@ import json
 import keras
 import numpy as np
 import pytest
-from deployable import fixes_batches
 
 from keras_lp import compare_tflite, export_tflite
 
@@ -63,7 +62,6 @@ def test_a_file_agrees_with_itself_and_the_table_says_so(one_file, batches):
     assert json.loads(json.dumps(result.to_dict()))["first"]["path"] == str(one_file)
 
 
-@fixes_batches
 def test_files_of_a_fixed_batch_run_on_any_number_of_examples(export, batches):
     model = classifier()
     paths = export("any", model), export("fixed", model, batch_size=7)
@@ -169,7 +167,6 @@ def test_outputs_that_are_no_numbers_are_an_error(tmp_path, batches):
         compare_tflite(path, path, batches[0])
 
 
-@fixes_batches
 def test_latency_is_of_one_example_in_runs_of_as_many(export, batches, monkeypatch):
     paths = export("any", classifier()), export("fixed", classifier(), batch_size=4)
     sizes = []

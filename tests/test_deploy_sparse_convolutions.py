@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 from scripts import ROOT
 
-from keras_lp import export_tflite
+from keras_lp import encode_tflite, export_tflite
 from keras_lp.deploy.converting import convert
 from keras_lp.deploy.graphs import parse
 from keras_lp.deploy.sparse_convolutions import BROKEN, CLEAN, NONE, find_sparse_convolutions
@@ -88,6 +88,18 @@ def test_file_that_would_be_wrong_elsewhere_has_dense_weights_and_says_why(broke
     (note,) = result.notes
     assert "MAX_POOL_2D (" in note
     assert note in str(result)
+
+
+def test_file_of_another_converter_that_would_be_wrong_elsewhere_stays_dense(broken, tmp_path):
+    (dense,) = convert(broken)
+    source = tmp_path / "dense.tflite"
+    source.write_bytes(dense)
+    result = encode_tflite(source, tmp_path / "m.tflite")
+    assert result.path.read_bytes() == dense
+    assert result.notes[0] in str(result)
+    asked_for = encode_tflite(source, tmp_path / "m.tflite", runtime="no_delegate")
+    assert has_densify(asked_for.path)
+    assert asked_for.notes == ()
 
 
 @pytest.mark.slow

@@ -332,6 +332,16 @@ def test_model_that_cannot_be_saved_is_an_error_with_the_remedy():
 FACTOR = 3.0
 
 
+def test_lack_of_room_for_the_copy_is_an_error_of_the_system(mlp, monkeypatch):
+    def full(self, path, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", full)
+    with pytest.raises(OSError, match=r"no room for temporary files.*TMPDIR") as info:
+        strip_pruning(mlp())
+    assert info.value.errno == 28
+
+
 def times(x, factor):
     return x * factor
 

@@ -333,7 +333,7 @@ def test_state_has_no_array_of_the_weights_size_beyond_the_optimizers_own(kind):
     theirs.build(variables)
     shapes = [[tuple(v.shape) for v in each.variables] for each in (ours, theirs)]
     # The strength, and a number for each decayed variable and norm by which it is scaled.
-    assert sorted(shapes[0]) == sorted([*shapes[1], (), (len(ours.decayed_variables), 1)])
+    assert sorted(shapes[0]) == sorted([*shapes[1], (), (), (len(ours.decayed_variables), 1)])
 
 
 @pytest.mark.parametrize("kind", REFUSED)

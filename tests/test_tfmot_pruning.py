@@ -260,7 +260,7 @@ def test_layers_in_half_precision_are_refused_before_the_training():
 def test_stripping_wrappers_refuses_what_it_would_not_do(sparse):
     wrapped = prune_low_magnitude(sparse)
     for arguments in ({"threshold": 0.1}, {"exclude": "dense"}):
-        message = r"`threshold` and `exclude` are for Keras 3.*Received: thr"
+        message = r"`threshold`, `include` and `exclude` are for Keras 3.*Received: thr"
         with pytest.raises(ValueError, match=message):
             keras_lp.strip_pruning(wrapped, **arguments)
 

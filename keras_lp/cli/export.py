@@ -41,7 +41,11 @@ _QUANTIZATIONS = {"none": None, "float16": "float16", "dynamic": "dynamic", "int
     metavar="NPZ",
     help="Some hundred examples for --quantize int8: arrays by the names of the inputs, or one.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Examples at once. Default: any.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Examples at once. Default: any, or 1 for recurrent layers.",
+)
 @options.runtime
 @click.option(
     "--inputs",

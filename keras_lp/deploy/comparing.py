@@ -85,6 +85,14 @@ def is_subclassed(layer: keras.layers.Layer) -> bool:
     return is_model and not (isinstance(layer, keras.Sequential) or is_functional(layer))
 
 
+def symbolic_inputs(model: keras.Model) -> list[Any]:
+    """The inputs of a model, in the order in which it takes them.
+
+    None of a subclassed model, nor of a Sequential one with a layer that takes arrays alone.
+    """
+    return [] if is_subclassed(model) else getattr(model, "inputs", [])
+
+
 def _input_shape(model: keras.Model) -> Any:
     """Shape of the input, or shapes in the structure that the model takes."""
     if is_functional(model):

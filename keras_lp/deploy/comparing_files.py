@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lp.deploy.explaining import of_loading
 from keras_lp.deploy.feeding import (
     Details,
     Feed,
@@ -19,6 +20,7 @@ from keras_lp.deploy.feeding import (
     natural_order,
 )
 from keras_lp.deploy.interpreting import check_runtime, latencies, load
+from keras_lp.deploy.writing import check_source
 
 _PART = 256  # examples in a run, where a file takes any number
 
@@ -130,7 +132,7 @@ def compare_tflite(
     >>> print(result)
     """
     check_runtime(runtime)
-    paths = [_path("first", first), _path("second", second)]
+    paths = [check_source("first", first), check_source("second", second)]
     runners = [_load(path, runtime) for path in paths]
     feeds = [_feed(runner.get_input_details(), inputs) for runner in runners]
     outputs = [
@@ -155,22 +157,13 @@ def compare_tflite(
     )
 
 
-def _path(argument: str, value: Any) -> Path:
-    received = f"Received: {argument}={value!r}"
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"Argument `{argument}` must be the path of a .tflite file. {received}")
-    if not Path(value).is_file():
-        raise FileNotFoundError(f"Argument `{argument}` must be a file that exists. {received}")
-    return Path(value)
-
-
 def _load(path: Path, runtime: str) -> Any:
+    data = path.read_bytes()
     try:
-        runner = load(path.read_bytes(), runtime)
+        runner = load(data, runtime)
     except (RuntimeError, ValueError) as error:
         raise RuntimeError(
-            f"{path} does not run in LiteRT: it is no .tflite file, or damaged, or needs "
-            f'`runtime="no_delegate"`. LiteRT said: {error}'
+            f"{path} does not run in LiteRT. {of_loading(data, str(error))}"
         ) from error
     details = [*runner.get_input_details().values(), *runner.get_output_details().values()]
     if any(detail["quantization"][0] for detail in details):

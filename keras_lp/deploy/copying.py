@@ -7,8 +7,6 @@ such a model is made anew by its constructor. Where a class or a function is not
 the copy is compared with the original on random inputs.
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,7 +15,15 @@ import numpy as np
 from keras_lp.deploy.adapters import take_out_adapters
 from keras_lp.deploy.comparing import compare, essence
 from keras_lp.deploy.inference import outputs_of
-from keras_lp.deploy.parts import custom_functions, is_custom, named_functions, parts_of
+from keras_lp.deploy.parts import (
+    constructing,
+    custom_functions,
+    is_custom,
+    lacks_config,
+    named_functions,
+    parts_of,
+)
+from keras_lp.deploy.writing import temporary_folder
 from keras_lp.sparsity.weights import weights_of
 
 
@@ -37,12 +43,10 @@ def copy_model(model: keras.Model) -> keras.Model:
     parts = parts_of(model)
     classes = _custom_classes(model, parts)
     without_config = [
-        kind
-        for kind in classes.values()
-        if issubclass(kind, keras.Model) and kind.get_config is keras.Model.get_config
+        kind for kind in classes.values() if issubclass(kind, keras.Model) and lacks_config(kind)
     ]
     revivers = {
-        name: _constructing(kind) if kind in without_config else kind
+        name: constructing(kind) if kind in without_config else kind
         for name, kind in classes.items()
     }
     copy, functions = _saved_and_loaded(model, parts, revivers)
@@ -68,8 +72,8 @@ def _saved_and_loaded(
     model: keras.Model, parts: list[Any], revivers: dict[str, Any]
 ) -> tuple[keras.Model, dict[str, Any]]:
     """What Keras makes of the model, and the functions that it shares with the model."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        path = folder / "model.keras"
         try:
             with named_functions(parts) as functions:
                 model.save(path, include_optimizer=False)
@@ -155,17 +159,6 @@ def _custom_classes(model: keras.Model, parts: list[Any]) -> dict[str, Any]:
         if classes.setdefault(name, kind) is not kind:
             raise ValueError(_message(model, f"Two classes have the name {name!r}"))
     return classes
-
-
-def _constructing(kind: Any) -> Any:
-    """The class with a `from_config` that calls the constructor without arguments."""
-
-    class Constructing(kind):
-        @classmethod
-        def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-            return kind()
-
-    return Constructing
 
 
 def _are_same(expected: np.ndarray, output: np.ndarray) -> bool:

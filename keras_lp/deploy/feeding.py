@@ -3,6 +3,9 @@
 Given ones are checked against what the file takes, random ones are made where none are given.
 """
 
+import contextlib
+import functools
+import itertools
 import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,9 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.comparing import is_functional, is_subclassed
+from keras_lp.deploy.comparing import is_functional, symbolic_inputs
 
 _BATCH = 8  # random inputs, where the model leaves the batch size open
+_PARTS = 32  # of given inputs, where the file takes some number at once
 # To try for other dimensions that it leaves open. Old versions of TensorFlow and LiteRT do not
 # notice where convolutions take more, so not the least first.
 LENGTHS = (64, 16, 256)
@@ -42,7 +46,8 @@ def feed_of(
     elif len(names) == 1 and not isinstance(inputs, dict):
         # An array, nested lists of numbers, or a list of one array.
         rank = len(details[names[0]]["shape_signature"])
-        holds_batches = isinstance(inputs, (list, tuple)) and _rank(inputs[0]) == rank
+        is_list = isinstance(inputs, (list, tuple)) and len(inputs) > 0
+        holds_batches = is_list and _rank(inputs[0]) == rank
         if holds_batches and len(inputs) > 1:
             raise ValueError(
                 f"Argument `{argument}` must hold one array for a model with one input, and no "
@@ -100,8 +105,22 @@ def as_the_model_takes_it(model: keras.Model, feed: Feed, inputs: Any) -> Any:
     """A feed in the structure that the model takes, or in that of the inputs it was made of."""
     if is_functional(model):
         return keras.tree.pack_sequence_as(model.input, list(feed.values()))
-    is_single = len(feed) == 1 and not isinstance(inputs, dict)
-    return next(iter(feed.values())) if is_single else inputs
+    arrays = list(feed.values())
+    is_single = len(arrays) == 1 and not isinstance(inputs, dict)
+    return arrays[0] if is_single else keras.tree.pack_sequence_as(inputs, arrays)
+
+
+def parts_of(model: keras.Model, details: Details, inputs: Any) -> list[Any]:
+    """Inputs as the model takes them, in parts of as many as its file takes at once.
+
+    What is left over is left out, and what is fewer stays as it is.
+    """
+    size = fixed_size(details)
+    if inputs is None or size is None:
+        return [inputs]
+    feed = feed_of_any_number(model, details, inputs)
+    parts = itertools.islice(_split(feed, size), _PARTS)
+    return [as_the_model_takes_it(model, part, inputs) for part in parts] or [inputs]
 
 
 def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list[Feed], Any]:
@@ -120,14 +139,12 @@ def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list
         ValueError: If it is empty, or something in it does not fit the file.
     """
     argument = "representative_dataset"
-    fixed = fixed_size(details)
-    size = fixed or 1
+    size = fixed_size(details) or 1
     samples: list[Feed] = []
     first = None
-    for batch in _batches(dataset):
-        feed = feed_of_any_number(model, details, batch, argument)
+    for batch, feed in _batches(model, details, dataset, argument):
         if first is None:
-            first = _first_examples(batch, feed, fixed or _BATCH)
+            first = _first_examples(batch, feed, max(size, _BATCH))
         samples += _split(feed, size)
     if not samples:
         raise ValueError(
@@ -141,7 +158,7 @@ def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:
     """The first example of given or random inputs, or as many as the file takes at once."""
     if inputs is None:
         inputs = random_inputs(model, details, scale=1.0, seed=0)
-    feed = feed_of(model, details, inputs)
+    feed = feed_of(model, details, parts_of(model, details, inputs)[0])
     return feed if fixed_size(details) else {name: array[:1] for name, array in feed.items()}
 
 
@@ -164,10 +181,28 @@ def _first_examples(batch: Any, feed: Feed, count: int) -> Any:
     return keras.tree.map_structure(lambda array: np.asarray(array)[:count], batch)
 
 
-def _batches(dataset: Any) -> Iterable[Any]:
+def _batches(
+    model: keras.Model, details: Details, dataset: Any, argument: str
+) -> Iterator[tuple[Any, Feed]]:
+    """The batches of a dataset, as they are and as feeds."""
+    read = functools.partial(feed_of_any_number, model, details, argument=argument)
     dataset = dataset() if callable(dataset) else dataset
     is_batch = isinstance(dataset, (dict, list, str, tuple)) or hasattr(dataset, "__array__")
-    return [dataset] if is_batch or not isinstance(dataset, Iterable) else dataset
+    if not is_batch and isinstance(dataset, Iterable):
+        yield from ((batch, read(batch)) for batch in dataset)
+        return
+    try:
+        feeds = [(dataset, read(dataset))]
+    except ValueError:
+        # A list may also hold batches, if every one of its values is one.
+        if not isinstance(dataset, (list, tuple)):
+            raise
+        feeds = []
+        with contextlib.suppress(ValueError):
+            feeds = [(batch, read(batch)) for batch in dataset]
+        if not feeds:
+            raise
+    yield from feeds
 
 
 def _split(feed: Feed, size: int) -> Iterator[Feed]:
@@ -192,13 +227,22 @@ def random_inputs(
             f"{len(names)} inputs"
         )
     # A file leaves the batch size open, whatever the model's own, unless it was asked not to.
-    batches = [None] if is_subclassed(model) else [tensor.shape[0] for tensor in model.inputs]
+    batches = [tensor.shape[0] for tensor in symbolic_inputs(model)] or [None]
     random, vocabulary = np.random.default_rng(seed), _smallest_vocabulary(model)
     arrays = [
         _random_input(random, name, details[name], (batch or _BATCH, length), scale, vocabulary)
         for name, batch in zip(names, batches, strict=True)
     ]
     return keras.tree.pack_sequence_as(model.input, arrays) if is_functional(model) else arrays[0]
+
+
+def random_feed(details: Details, length: int = LENGTHS[0]) -> Feed:
+    """Random inputs of a file whose model is not known, from a fixed seed."""
+    random = np.random.default_rng(0)
+    return {
+        name: _random_input(random, name, detail, (_BATCH, length), scale=1.0, vocabulary=2)
+        for name, detail in details.items()
+    }
 
 
 def shapes(feed: Feed) -> str:

@@ -30,8 +30,15 @@ def check_runtime(runtime: Any) -> None:
         )
 
 
-def load(data: bytes, runtime: str = "default") -> Any:
-    """The runner of a file's signature; raises an error of LiteRT's if it does not load."""
+def load(data: bytes, runtime: str = "default", signature: str | None = None) -> Any:
+    """The runner of a file's signature; raises an error of LiteRT's if it does not load.
+
+    Args:
+        data: The file.
+        runtime: One of `RUNTIMES`.
+        signature: Name of the signature, for a file with several. A file without one has the names
+            of its tensors.
+    """
     litert = require("ai_edge_litert.interpreter", "deploy")
     resolver = getattr(litert.OpResolverType, RUNTIMES[runtime])
     create = functools.partial(
@@ -39,9 +46,43 @@ def load(data: bytes, runtime: str = "default") -> Any:
     )
     interpreter = create()
     if has_open_sizes(interpreter.get_input_details()):
-        return _with_sizes_that_fit(create).get_signature_runner()
-    interpreter.allocate_tensors()
-    return interpreter.get_signature_runner()
+        interpreter = _with_sizes_that_fit(create)
+    else:
+        interpreter.allocate_tensors()
+    if not interpreter.get_signature_list():
+        return _PlainRunner(interpreter)
+    return interpreter.get_signature_runner(signature)
+
+
+class _PlainRunner:
+    """Runs a file without a signature as one with a signature is run."""
+
+    def __init__(self, interpreter: Any):
+        self._interpreter = interpreter
+
+    def get_input_details(self) -> dict[str, dict[str, Any]]:
+        return {detail["name"]: detail for detail in self._interpreter.get_input_details()}
+
+    def get_output_details(self) -> dict[str, dict[str, Any]]:
+        return {detail["name"]: detail for detail in self._interpreter.get_output_details()}
+
+    def __call__(self, **feed: np.ndarray) -> dict[str, np.ndarray]:
+        for name, detail in self.get_input_details().items():
+            self._interpreter.resize_tensor_input(detail["index"], feed[name].shape)
+        self._interpreter.allocate_tensors()
+        for name, detail in self.get_input_details().items():
+            self._interpreter.set_tensor(detail["index"], feed[name])
+        self._interpreter.invoke()
+        return {
+            name: self._interpreter.get_tensor(detail["index"])
+            for name, detail in self.get_output_details().items()
+        }
+
+
+def signatures(data: bytes) -> list[str | None]:
+    """Names of the signatures of a file; `None` in place of one that it lacks."""
+    litert = require("ai_edge_litert.interpreter", "deploy")
+    return list(litert.Interpreter(model_content=data).get_signature_list()) or [None]
 
 
 def has_open_sizes(details: Iterable[dict[str, Any]]) -> bool:
@@ -68,16 +109,6 @@ def _allocated(interpreter: Any, size: int) -> Any:
         interpreter.resize_tensor_input(detail["index"], shape)
     interpreter.allocate_tensors()
     return interpreter
-
-
-def tensorflow_operations(data: bytes) -> list[str]:
-    """Names of the operations in a file that LiteRT's default interpreter does not have."""
-    schema = require("ai_edge_litert.schema_py_generated", "deploy")
-    model = schema.Model.GetRootAs(data, 0)
-    codes = (
-        model.OperatorCodes(index).CustomCode() for index in range(model.OperatorCodesLength())
-    )
-    return sorted(code.decode() for code in codes if code is not None and code.startswith(b"Flex"))
 
 
 def latencies(runners: Sequence[Any], feed: dict[str, np.ndarray]) -> list[float]:

@@ -5,6 +5,7 @@ model, and only then puts them in place, in one step: what stands at the path is
 what stood there before or a file that runs and agrees with the model.
 """
 
+import functools
 import gzip
 import keyword
 import os
@@ -18,11 +19,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.deploy.comparing import is_subclassed
+from keras_lp.deploy.comparing import symbolic_inputs
 from keras_lp.deploy.converting import QUANTIZATIONS, convert
 from keras_lp.deploy.encoding import encode_for
-from keras_lp.deploy.feeding import Feed, one_example, samples_of
+from keras_lp.deploy.feeding import one_example, samples_of
 from keras_lp.deploy.interpreting import check_runtime, latencies
+from keras_lp.deploy.operations import has_loops, has_open_loops, has_state
+from keras_lp.deploy.precision import in_float32, policies_of_other_precisions
+from keras_lp.deploy.sublayers import within
+from keras_lp.deploy.tracing import check_inputs
 from keras_lp.deploy.verifying import check_loads, check_outputs
 from keras_lp.deploy.writing import check_path, write_atomically
 from keras_lp.optional import require
@@ -31,13 +36,8 @@ from keras_lp.sparsity.report import check_model
 # Largest error that verification accepts, as a share of the largest output. Broken files
 # are off by about 1; float16 keeps 11 bits of each weight, int8 8 of the largest.
 _TOLERANCES = {None: 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.2}
+_FIXED = "takes {} at once: recurrent layers and other loops need a fixed number of examples"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# XNNPACK prepares no operation whose int8 weights come from a DENSIFY (LiteRT 2.3).
-_SPARSE_INT8 = (
-    "LiteRT's default interpreter takes no sparse int8 weights. Pass `sparse=False`, where gzip "
-    'makes the zeros small on the way, or `quantization="float16"` with sparse weights, or '
-    '`runtime="no_delegate"` for applications that turn the default delegate off. '
-)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ExportResult:
         gzip_bytes: Size of the file after gzip, as it would travel.
         dense_bytes: Size of the same model exported dense in float32, for comparison.
         max_abs_error: Largest absolute difference between an output of the file in LiteRT
-            and of the Keras model; `None` if not verified.
+            and of the Keras model, computing in float32; `None` if not verified.
         latency: Median seconds of a run of the file in LiteRT on one thread; `None` if not
             measured.
         dense_latency: That of the dense float32 file.
@@ -106,8 +106,9 @@ def export_tflite(
     With sparse encoding only the nonzero weights and their positions take room; LiteRT
     makes dense weights of them (operation DENSIFY) when it loads the file, which then runs as
     fast as the dense one. Run `strip_pruning` first, which makes tiny weights exact zeros.
-    Needs TensorFlow and the extra `deploy`; under another backend TensorFlow converts in a
-    process of its own.
+    Needs TensorFlow and the extra `deploy`. Under another backend, and for int8, TensorFlow
+    converts in a process of its own, which imports the classes of the model from their modules.
+    The file computes in float32, or int8, whatever precision the model was trained in.
 
     | `quantization` | weights | activations | `sparse=True` |
     | --- | --- | --- | --- |
@@ -116,10 +117,13 @@ def export_tflite(
     | `"dynamic"` | int8 | float32 | with `runtime="no_delegate"` |
     | `"int8"` | int8 | int8 | with `runtime="no_delegate"` |
 
-    Inputs and outputs of the file have the dtypes of the model's in every case.
+    Inputs and outputs of the file have the dtypes of the model's in every case, but for float32
+    in place of another precision.
 
     Args:
-        model: A built Keras 3 model.
+        model: A built Keras 3 model. A subclassed one is exported at the sizes that it was built
+            with; for others, or for open ones, make a functional model of it:
+            `keras.Model(inputs, model(inputs))`.
         path: Path of the file to write, ending in `.tflite`, in an existing folder. An
             existing file is replaced in one step, and only after verification.
         sparse: Whether to encode weights without their zeros, where that makes the file
@@ -132,8 +136,8 @@ def export_tflite(
             iterable of such batches, or a function that returns one.
         verify: Whether to compare the outputs of the file in LiteRT with the model's. That it
             loads is checked in any case.
-        batch_size: Integer >= 1, to fix how many examples the file takes at once (Keras 3.15
-            or newer). Defaults to any number.
+        batch_size: Integer >= 1, to fix how many examples the file takes at once. Defaults to
+            any number, or to 1 for recurrent layers and other loops, which need a fixed one.
         runtime: `"default"` for a file that LiteRT's default interpreter runs, or
             `"no_delegate"` for one that has to run without the default delegate XNNPACK only,
             in applications that turn it off. It may be slower there. A few networks get sparse
@@ -141,7 +145,8 @@ def export_tflite(
             elsewhere (docs/runtimes.md says which); the result says so. `"x86"` is LiteRT's
             default interpreter on x86 processors with AVX.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
-            a list or dict of arrays, with a batch dimension. Defaults to some of the
+            a list or dict of arrays, with a batch dimension. A file that takes some number at
+            once is run on the first parts of that number. Defaults to some of the
             `representative_dataset`, or to random numbers from a fixed seed: standard normal
             ones, and integers below the smallest vocabulary of the model's embeddings, or 0
             and 1 without one.
@@ -153,14 +158,16 @@ def export_tflite(
 
     Returns:
         An `ExportResult` with `path`, `bytes`, `gzip_bytes`, `dense_bytes`,
-        `max_abs_error`, `latency` and `dense_latency`.
+        `max_abs_error`, `latency`, `dense_latency` and `notes`.
 
     Raises:
         TypeError: If `model` is no Keras 3 model, or a flag is neither True nor False.
-        ValueError: If the model is not built, an argument is out of range, or the inputs or
-            the representative dataset do not fit the model.
+        ValueError: If the model is not built or the shapes of its inputs are not known, an argument
+            is out of range, the inputs or the representative dataset do not fit the model, or the
+            process that converts cannot import one of its classes.
         FileNotFoundError: If the folder of `path` does not exist.
         ImportError: If TensorFlow or LiteRT is not installed.
+        OSError: If the system fails, such as for lack of room.
         RuntimeError: If the conversion fails, or the file does not run in LiteRT or disagrees
             with the model. Nothing is written then.
 
@@ -172,42 +179,98 @@ def export_tflite(
     path = check_path(path, ".tflite")
     _check_flags(sparse=sparse, verify=verify, latency=latency)
     _check_settings(quantization, representative_dataset, runtime, batch_size, tolerance)
+    check_inputs(model)
     _check_names(model)
     _check_batch_size(model, batch_size)
     tolerance = _TOLERANCES[quantization] if tolerance is None else tolerance
     require("ai_edge_litert.interpreter", "deploy")
 
-    # The samples for int8 are read as the dense file takes them.
-    at_once = [None] if quantization in (None, "int8") else [None, quantization]
-    dense, *others = convert(model, at_once, batch_size=batch_size)
-    if batch_size is not None:
-        _check_batch(dense, batch_size)
-    samples: list[Feed] = []
-    if quantization == "int8":
-        details = check_loads(dense, "default").get_input_details()
-        samples, first = samples_of(model, details, representative_dataset)
-        inputs = first if inputs is None else inputs
-        others = convert(model, [quantization], samples, batch_size)
-    data = others[0] if others else dense
-    encoded, notes = encode_for(runtime, data) if sparse else (data, ())
-    has_sparse_int8 = encoded is not data and quantization in ("dynamic", "int8")
-    runner = check_loads(encoded, runtime, _SPARSE_INT8 if has_sparse_int8 else "")
-    error = check_outputs(runner, model, inputs, tolerance) if verify else None
+    made = _convert(model, quantization, representative_dataset, batch_size)
+    inputs = made.examples if inputs is None else inputs
+    encoded, notes = encode_for(runtime, made.file) if sparse else (made.file, ())
+    runner = check_loads(encoded, runtime, model)
+    error = None
+    if verify:
+        with in_float32(model):
+            load_again = functools.partial(check_loads, encoded, runtime, model)
+            fresh = load_again if has_state(encoded) else lambda: runner
+            error = check_outputs(fresh, model, inputs, tolerance)
     seconds: Sequence[float | None] = (None, None)
     if latency:
-        runners = [runner, check_loads(dense, runtime)]
+        runners = [runner, check_loads(made.dense, runtime, model)]
         seconds = latencies(runners, one_example(model, runner.get_input_details(), inputs))
     write_atomically(path, lambda target: target.write_bytes(encoded))
     return ExportResult(
         path=path,
         bytes=len(encoded),
         gzip_bytes=len(gzip.compress(encoded, compresslevel=9)),
-        dense_bytes=len(dense),
+        dense_bytes=len(made.dense),
         max_abs_error=error,
         latency=seconds[0],
         dense_latency=seconds[1],
-        notes=notes,
+        notes=(*made.notes, *notes),
     )
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """What came of a model.
+
+    Attributes:
+        file: A file with the weights that were asked for.
+        dense: The same model in float32.
+        examples: Some of the representative dataset; `None` without one.
+        notes: As in `ExportResult`.
+    """
+
+    file: bytes
+    dense: bytes
+    examples: Any
+    notes: list[str]
+
+
+def _convert(
+    model: keras.Model, quantization: str | None, dataset: Any, batch_size: int | None
+) -> _Converted:
+    notes = _notes_on(model)
+    at_once = [None, quantization] if quantization in ("float16", "dynamic") else [None]
+    fixed = _own_batch_size(model) or 1
+    if batch_size is None and any(not layer.unroll for layer in within(model, keras.layers.RNN)):
+        batch_size, notes = fixed, [*notes, _FIXED.format(fixed)]
+    dense, *others = convert(model, at_once, batch_size=batch_size)
+    if batch_size is None and has_open_loops(dense):  # of layers that are not Keras's own
+        batch_size, notes = fixed, [*notes, _FIXED.format(fixed)]
+        dense, *others = convert(model, at_once, batch_size=batch_size)
+    if quantization != "int8":
+        return _Converted(others[0] if others else dense, dense, None, notes)
+    # The samples for int8 are read as the dense file takes them.
+    details = check_loads(dense, "default", model).get_input_details()
+    samples, examples = samples_of(model, details, dataset)
+    unroll = has_loops(dense) and bool(within(model, keras.layers.RNN))
+    if unroll:
+        notes.append(
+            "recurrent layers are unrolled, as int8 needs; `dynamic` makes a smaller file of them"
+        )
+    (file,) = convert(model, ["int8"], samples, batch_size, unroll)
+    return _Converted(file, dense, examples, notes)
+
+
+def _notes_on(model: keras.Model) -> list[str]:
+    notes = []
+    policies = policies_of_other_precisions(model)
+    if policies:
+        notes.append(f"computes in float32, where the model does in {', '.join(policies)}")
+    if not symbolic_inputs(model):
+        notes.append(
+            "takes inputs of the sizes that the model was built with; for others export "
+            "`keras.Model(inputs, model(inputs))` with `inputs = keras.Input(shape)`"
+        )
+    return notes
+
+
+def _own_batch_size(model: keras.Model) -> int | None:
+    """The number of examples that a model was made for; `None` for any."""
+    return next((tensor.shape[0] for tensor in symbolic_inputs(model)), None)
 
 
 def _check_flags(**flags: Any) -> None:
@@ -253,7 +316,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 def _check_names(model: keras.Model) -> None:
     """Raises ValueError for a name of an input that TensorFlow cannot keep in the file."""
-    for tensor in () if is_subclassed(model) else model.inputs:
+    for tensor in symbolic_inputs(model):
         name = tensor.name
         if not _NAME.fullmatch(name) or keyword.iskeyword(name) or name == "self":
             raise ValueError(
@@ -264,30 +327,11 @@ def _check_names(model: keras.Model) -> None:
             )
 
 
-def _check_batch(data: bytes, batch_size: int) -> None:
-    """Raises RuntimeError unless a file takes so many examples; old versions of Keras forget it."""
-    details = check_loads(data, "default").get_input_details()
-    sizes = {int(detail["shape_signature"][0]) for detail in details.values()}
-    if sizes != {batch_size}:
-        raise RuntimeError(
-            "Argument `batch_size` needs Keras 3.15 or newer, nothing was written. Received: "
-            f"batch_size={batch_size}, with Keras {keras.__version__}"
-        )
-
-
 def _check_batch_size(model: keras.Model, batch_size: int | None) -> None:
     """Raises ValueError if a model cannot take so many examples at once."""
-    if batch_size is None:
-        return
-    if is_subclassed(model):
+    own = _own_batch_size(model)
+    if batch_size is not None and own not in (None, batch_size):
         raise ValueError(
-            "Argument `batch_size` is for Sequential and functional models, whose inputs are "
-            f"known. Received: batch_size={batch_size}, model={model.name!r} of class "
-            f"{type(model).__name__}"
-        )
-    own = {tensor.shape[0] for tensor in model.inputs} - {None, batch_size}
-    if own:
-        raise ValueError(
-            f"Argument `batch_size` must be that of the model, {own.pop()}, or None. "
+            f"Argument `batch_size` must be that of the model, {own}, or None. "
             f"Received: batch_size={batch_size}"
         )

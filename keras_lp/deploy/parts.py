@@ -31,6 +31,22 @@ def is_custom(part: Any) -> bool:
     return not f"{named.__module__}.".startswith("keras.")
 
 
+def lacks_config(kind: type[keras.Model]) -> bool:
+    """Whether Keras would load models of a class wrongly or not at all, for lack of a config."""
+    return kind.get_config is keras.Model.get_config
+
+
+def constructing(kind: type[keras.Model]) -> Any:
+    """The class, with a `from_config` that calls the constructor without arguments."""
+
+    class Constructing(kind):
+        @classmethod
+        def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+            return kind()
+
+    return Constructing
+
+
 def custom_functions(part: Any) -> dict[str, Any]:
     """The functions that `part` holds and that are not Keras's own, by its attributes."""
     return {name: value for name, value in vars(part).items() if _is_custom_function(value)}

@@ -1,102 +1,107 @@
 """Whether a `.tflite` file runs in LiteRT and agrees with the Keras model it was made of."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_lp.deploy.explaining import of_foreign, of_loading, of_running
 from keras_lp.deploy.feeding import (
     LENGTHS,
+    Details,
     Feed,
     as_the_model_takes_it,
     example_count,
     feed_of,
+    fixed_size,
     natural_order,
+    parts_of,
     random_inputs,
     shapes,
 )
 from keras_lp.deploy.inference import outputs_of
-from keras_lp.deploy.interpreting import has_open_sizes, load, tensorflow_operations
+from keras_lp.deploy.interpreting import has_open_sizes, load
 from keras_lp.deploy.judging import check_output, refusal
-from keras_lp.sparsity.report import sparsity_report
+from keras_lp.deploy.operations import foreign_operations
+from keras_lp.sparsity.dead import explain_dead
 
 _SCALES = (1.0, 100.0)  # of random inputs; the next if outputs do not depend on the inputs
-_HALF_PRECISION = (
-    "They come from layers that compute in half precision: set "
-    '`layer.dtype_policy = "float32"` before the export'
-)
-_SOURCES = {  # by a part of the names of the operations
-    "TensorList": "They come from a recurrent layer: make it with `unroll=True`",
-    "Table": "They come from a layer that looks words or numbers up: do so before the model",
-}
+_EXAMPLES = 8  # random ones, where the file takes fewer at once
+
+Run = tuple[Any, Feed]  # outputs of the model, and its inputs by their names in the file
 
 
-def check_loads(data: bytes, runtime: str, remedy: str = "") -> Any:
-    """The runner of a file; raises RuntimeError, with a remedy, unless LiteRT loads it."""
+def check_loads(data: bytes, runtime: str, model: keras.Model | None = None) -> Any:
+    """The runner of a file; raises RuntimeError, with a remedy, unless LiteRT loads it.
+
+    Args:
+        data: The file.
+        runtime: One of `RUNTIMES`.
+        model: The model that it was made of, whose layers the error then names.
+    """
     try:
-        foreign = tensorflow_operations(data)
+        foreign = foreign_operations(data)
         # In a process with TensorFlow, some versions of LiteRT can run these.
         runner = None if foreign else load(data, runtime)
     except Exception as error:
-        why = f"LiteRT said: {error}"
-        raise RuntimeError(refusal("does not load", f"{remedy}{why}")) from error
+        why = of_loading(data, str(error))
+        raise RuntimeError(refusal("does not load", why)) from error
     if foreign:
-        raise RuntimeError(
-            refusal(
-                "does not run",
-                f"It has operations that only TensorFlow knows: {', '.join(foreign)}. "
-                f"{_source_of(foreign)}",
-            )
-        )
+        raise RuntimeError(refusal("does not run", of_foreign(foreign, model)))
     return runner
 
 
-def _source_of(operations: list[str]) -> str:
-    """What operations come from that only TensorFlow knows, and what to do."""
-    sources = [text for part, text in _SOURCES.items() if any(part in name for name in operations)]
-    return ". ".join(sources or [_HALF_PRECISION])
-
-
-def check_outputs(runner: Any, model: keras.Model, inputs: Any, tolerance: float) -> float:
+def check_outputs(
+    fresh: Callable[[], Any], model: keras.Model, inputs: Any, tolerance: float
+) -> float:
     """Largest absolute error of a file against the model; raises RuntimeError if too large.
 
     Args:
-        runner: What `check_loads` returned.
+        fresh: Returns a runner of the file in the state that it is loaded in, as the model is run
+            from the same state each time.
         model: The model.
         inputs: As the model takes them, or `None` for random ones.
         tolerance: Largest error, as in `check_output`.
     """
-    expected, feed = _run(model, runner, inputs)
+    details = fresh().get_input_details()
+    if inputs is None:
+        runs = _runs_on_random(model, details)
+    else:
+        runs = [_run_on(model, details, part) for part in parts_of(model, details, inputs)]
+        _check_depends_on_inputs(model, details, inputs, runs)
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for wanted, feed in runs:
+        outputs = _run_file(fresh(), feed)
+        for name, array in _named_outputs(wanted, list(outputs)).items():
+            pairs.setdefault(name, []).append((outputs[name], array))
+    errors = []
+    for name, arrays in pairs.items():
+        output, expected = map(_joined, zip(*arrays, strict=True))
+        errors.append(check_output(name, output, expected, tolerance))
+    return max(errors)
+
+
+def _run_file(runner: Any, feed: Feed) -> dict[str, np.ndarray]:
     try:
-        outputs = runner(**feed)
+        return runner(**feed)
     except Exception as error:
-        raise RuntimeError(refusal("does not run", f"LiteRT said: {error}")) from error
-    return max(
-        check_output(name, outputs.get(name), array, tolerance)
-        for name, array in _named_outputs(expected, list(outputs)).items()
-    )
+        raise RuntimeError(refusal("does not run", of_running(str(error)))) from error
 
 
-def _run(model: keras.Model, runner: Any, inputs: Any) -> tuple[Any, Feed]:
-    """Outputs of the model, and its inputs by their names in the file."""
-    details = runner.get_input_details()
-    if inputs is not None:
-        expected, feed = _run_on(model, details, inputs)
-        if _depend_on_inputs(model, details, inputs, feed, expected):
-            return expected, feed
-        raise RuntimeError(
-            refusal(
-                "cannot be compared with the model",
-                "The model's outputs are the same for all inputs, those in `inputs` and random "
-                f"ones. {_why_constant(model)} `verify=False` writes the file all the same",
-            )
-        )
+def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The outputs of several runs as those of one."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(np.atleast_1d(*arrays))
+
+
+def _runs_on_random(model: keras.Model, details: Details) -> list[Run]:
+    """Runs of the model on random inputs; raises RuntimeError if all have the same outputs."""
+    count = max(2, _EXAMPLES // (fixed_size(details) or _EXAMPLES))
     for scale in _SCALES:
-        expected, feed = _run_on_random(model, details, scale, 0)
-        other, _ = _run_on_random(model, details, scale, 1)
-        if _differ(expected, other):
-            return expected, feed
+        runs = [_run_on_random(model, details, scale, seed) for seed in range(count)]
+        if _differ(runs[0][0], runs[1][0]):
+            return runs
     raise RuntimeError(
         refusal(
             "cannot be compared with the model",
@@ -106,8 +111,25 @@ def _run(model: keras.Model, runner: Any, inputs: Any) -> tuple[Any, Feed]:
     )
 
 
+def _check_depends_on_inputs(
+    model: keras.Model, details: Details, inputs: Any, runs: list[Run]
+) -> None:
+    """Raises RuntimeError if outputs are the same for all given inputs, and for random ones."""
+    (outputs, feed), *others = runs
+    if any(_any_differs(outputs, other) for other, _ in others):
+        return
+    if not _depend_on_inputs(model, details, inputs, feed, outputs):
+        raise RuntimeError(
+            refusal(
+                "cannot be compared with the model",
+                "The model's outputs are the same for all inputs, those in `inputs` and random "
+                f"ones. {_why_constant(model)} `verify=False` writes the file all the same",
+            )
+        )
+
+
 def _depend_on_inputs(
-    model: keras.Model, details: Any, inputs: Any, feed: Feed, outputs: Any
+    model: keras.Model, details: Details, inputs: Any, feed: Feed, outputs: Any
 ) -> bool:
     """Whether any output is another one for other inputs.
 
@@ -130,10 +152,7 @@ def _depend_on_inputs(
 
 def _in_other_places(model: keras.Model, inputs: Any, feed: Feed) -> Any:
     rolled = {name: np.roll(array, 1, axis=0) for name, array in feed.items()}
-    taken = as_the_model_takes_it(model, rolled, inputs)
-    if taken is inputs:  # The arrays of a subclassed model, whose names are not known.
-        return keras.tree.map_structure(lambda array: np.roll(array, 1, axis=0), inputs)
-    return taken
+    return as_the_model_takes_it(model, rolled, inputs)
 
 
 def _of_size(count: int, inputs: Any) -> Any:
@@ -147,14 +166,12 @@ def _any_differs(outputs: Any, others: Any) -> bool:
 
 def _why_constant(model: keras.Model) -> str:
     """Which layers let nothing through, as far as their weights say it."""
-    with contextlib.suppress(ValueError):  # Nothing is decayed.
-        rows = sparsity_report(model).layers
-        if dead := [row.name for row in rows if row.zeros == row.size]:
-            return f"The kernels of these layers are all zeros: {', '.join(dead)}."
-    return "Look for an activation that is the same for all, such as a ReLU whose inputs are < 0."
+    return explain_dead(model) or (
+        "Look for an activation that is the same for all, such as a ReLU whose inputs are < 0."
+    )
 
 
-def _run_on_random(model: keras.Model, details: Any, scale: float, seed: int) -> tuple[Any, Feed]:
+def _run_on_random(model: keras.Model, details: Details, scale: float, seed: int) -> Run:
     """The same on random inputs, of sizes that the model can be called with."""
     *others, last = LENGTHS if has_open_sizes(details.values()) else LENGTHS[:1]
     for length in others:
@@ -163,7 +180,7 @@ def _run_on_random(model: keras.Model, details: Any, scale: float, seed: int) ->
     return _run_on(model, details, random_inputs(model, details, scale, seed, last))
 
 
-def _run_on(model: keras.Model, details: Any, inputs: Any) -> tuple[Any, Feed]:
+def _run_on(model: keras.Model, details: Details, inputs: Any) -> Run:
     feed = feed_of(model, details, inputs)
     try:
         return outputs_of(model, as_the_model_takes_it(model, feed, inputs)), feed
