@@ -1,6 +1,7 @@
 """Shared models and helpers of the tests."""
 
 import functools
+import gc
 import importlib.util
 import io
 import json
@@ -40,6 +41,26 @@ def pytest_terminal_summary(terminalreporter, config):
         # Processes that run at a time end in any order; each cell says where it stands.
         cells = [cell for _, *cell in sorted(found)]
         path.write_text(json.dumps({"backend": keras.backend.backend(), "cells": cells}))
+
+
+def pytest_collection_finish(session):
+    _leave_out_of_collections()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is None or nextitem.path != item.path:
+        _leave_out_of_collections()
+
+
+def _leave_out_of_collections():
+    """Has the garbage collector look no more at what is there now.
+
+    TensorFlow's converter to LiteRT collects at each call, which takes longer than the conversion
+    where a process has imported much.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

@@ -332,7 +332,7 @@ def test_state_has_no_array_of_the_weights_size_beyond_the_optimizers_own(kind):
     ours.build(variables)
     theirs.build(variables)
     shapes = [[tuple(v.shape) for v in each.variables] for each in (ours, theirs)]
-    # The strength, and a number for each decayed variable and norm by which it is scaled.
+    # Strength and largest rate, and a number for each decayed variable that scales the strength.
     assert sorted(shapes[0]) == sorted([*shapes[1], (), (), (len(ours.decayed_variables), 1)])
 
 
