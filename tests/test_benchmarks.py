@@ -334,6 +334,7 @@ def test_learning_rate_of_a_task_is_constant_or_a_cosine_in_both_libraries(load)
             assert rate == pytest.approx(1e-3 * (0.01 + 0.99 * cosine), rel=1e-5)
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_coupled_penalty_alone_is_cut_and_at_a_multiple_of_the_learning_rate(load):
     task = replace(load("tasks").load("digits", share=0.1), epochs=1)

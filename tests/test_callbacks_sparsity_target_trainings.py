@@ -136,6 +136,11 @@ class Every(keras.callbacks.Callback):
             self.found.append(self.function(self.model))
 
 
+def count_a_step(model):
+    """Has the optimizer count a step that changes nothing."""
+    model.optimizer.iterations.assign_add(1)
+
+
 def pretend(model, target, epochs, steps, initial_epoch=0):
     """Calls the callback as a training would that changes nothing; the step that closes."""
     target.set_params({"epochs": epochs, "steps": steps, "verbose": 0})
@@ -144,6 +149,7 @@ def pretend(model, target, epochs, steps, initial_epoch=0):
         target.on_epoch_begin(epoch)
         for batch in range(steps or 50):
             before = sum(zeros(model).values())
+            count_a_step(model)
             target.on_train_batch_end(batch)
             if sum(zeros(model).values()) > before:
                 return (epoch - initial_epoch) * (steps or 50) + batch + 1
@@ -670,6 +676,7 @@ def test_more_zeros_than_asked_for_are_told_of(mlp, sparsify):
     target.set_model(model)
     target.on_epoch_begin(0)
     sparsify(model, 0.9)
+    count_a_step(model)
     with pytest.warns(UserWarning, match=r"in place of 50\.00% of net/a/kernel.*more steps"):
         target.on_train_batch_end(9)
     assert sum(zeros(model).values()) > 0.8 * SIZE
@@ -885,6 +892,39 @@ def test_loop_of_ones_own_gets_its_target(follows, mlp):
     assert sum(zeros(model).values()) == round(0.8 * SIZE)
 
 
+@pytest.mark.backend("tensorflow")
+def test_loop_that_was_traced_before_keeps_the_target(mlp):
+    import tensorflow as tf
+
+    model, optimizer = mlp(), LpAdamW(3e-3)
+    optimizer.build(model.trainable_variables)
+    step = tf.function(lambda: step_by_hand(optimizer, model.trainable_variables), autograph=False)
+    target = SparsityTarget(0.8, begin_step=1, end_step=6, optimizer=optimizer)
+    target.set_model(model)
+    for epoch in range(2):
+        target.on_epoch_begin(epoch)
+        for batch in range(9):
+            step()
+            target.on_train_batch_end(batch)
+    assert sum(zeros(model).values()) == round(0.8 * SIZE)
+
+
+@pytest.mark.parametrize("end", [6, 400])
+def test_loop_whose_steps_the_variables_do_not_see_is_told_of_it(end, mlp):
+    optimizer, model = LpAdamW(3e-3), mlp()
+    optimizer.build(model.trainable_variables)
+    target = SparsityTarget(0.8, 0, end, optimizer=optimizer)
+    target.set_model(model)
+    target.on_epoch_begin(0)
+
+    def train():
+        for batch in range(min(end, 120)):  # With steps that change values elsewhere.
+            target.on_train_batch_end(batch)
+
+    with pytest.raises(RuntimeError, match=r"made no step in \d+ batches.*assign the values"):
+        train()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"begin_step": 2}, "Argument `end_step` is needed"), ({}, "Argument `end_step` is needed")],
@@ -914,7 +954,7 @@ class Adversaries(keras.Model):
         return self.judge(x)
 
 
-@pytest.mark.parametrize("is_given", [False, True])
+@pytest.mark.parametrize("is_given", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_of_several_optimizers_is_steered(is_given):
     model = Adversaries()
     model.maker_optimizer, model.judge_optimizer = LpAdamW(3e-3), keras.optimizers.Adam(3e-3)
@@ -934,6 +974,44 @@ def test_one_of_several_optimizers_is_steered(is_given):
     target.on_epoch_end(0)
     assert sum(zeros(model.maker).values()) == round(0.8 * SIZE)
     assert sum(zeros(model.judge).values()) == 0
+
+
+def test_optimizer_that_the_first_step_builds_is_steered_too():
+    model = Adversaries()
+    model.maker_optimizer, model.judge_optimizer = LpAdamW(3e-3), LpAdamW(3e-3)
+    model.compile()
+    model.judge_optimizer.build(model.judge.trainable_variables)
+    target = SparsityTarget(0.8, begin_step=2, end_step=10)
+    target.set_params({"epochs": 1, "steps": 12})
+    target.set_model(model)
+    target.on_epoch_begin(0)
+    for batch in range(12):
+        step_by_hand(model.maker_optimizer, model.maker.trainable_variables)
+        step_by_hand(model.judge_optimizer, model.judge.trainable_variables)
+        target.on_train_batch_end(batch)
+    both = [v for part in (model.maker, model.judge) for v in part.trainable_variables[::2]]
+    assert share_of_zeros(both) == pytest.approx(0.8, abs=0.5 / SIZE)
+
+
+def test_decay_that_follows_a_given_optimizer_is_steered():
+    model = Adversaries()
+    model.compile()  # With an optimizer of Keras's choice, which trains nothing.
+    optimizer = keras.optimizers.Adam(3e-3)
+    optimizer.build(model.maker.trainable_variables)
+    follower = LpDecayCallback(optimizer=optimizer)
+    target = SparsityTarget(0.8, begin_step=2, end_step=10, optimizer=optimizer)
+    for callback in (follower, target):
+        callback.set_params({"epochs": 1, "steps": 12})
+        callback.set_model(model)
+        callback.on_train_begin()
+    for callback in (follower, target):
+        callback.on_epoch_begin(0)
+    for batch in range(12):
+        follower.on_train_batch_begin(batch)
+        step_by_hand(optimizer, model.maker.trainable_variables)
+        for callback in (follower, target):
+            callback.on_train_batch_end(batch)
+    assert share_of_zeros(follower.decayed_variables) == pytest.approx(0.8, abs=0.01)
 
 
 # Learning rates that jump
@@ -958,6 +1036,7 @@ def test_learning_rate_that_is_raised_between_two_fits_destroys_no_weights(mlp):
     signs = [np.sign(numpy(gradient)) for gradient in gradients_of(variables)[::2]]
     strength = float(model.optimizer.weight_decay)
     model.optimizer.learning_rate = 1e-2
+    model.optimizer.iterations.assign(0)
     step_by_hand(model.optimizer, variables)
     for (name, w), sign in zip(before.items(), signs, strict=True):
         w = w.astype("float64")
@@ -975,6 +1054,7 @@ def logs_of(target, monitored, name="val_loss"):
     for epoch, value in enumerate(monitored):
         target.on_epoch_begin(epoch)
         for batch in range(10):
+            count_a_step(target.model)
             target.on_train_batch_end(batch)
         logs = {name: value}
         target.on_epoch_end(epoch, logs)
@@ -1051,6 +1131,7 @@ def messages_of(model, target, epochs, steps, every_batch=lambda batch: None):
             target.on_epoch_begin(epoch)
             for batch in range(steps):
                 every_batch(epoch * steps + batch)
+                count_a_step(model)
                 target.on_train_batch_end(batch)
         target.on_train_end()
     return [str(warning.message) for warning in caught]
@@ -1090,17 +1171,50 @@ def test_strength_that_shrinks_what_is_to_stay_is_told_of(mlp):
 
 def test_training_whose_memory_was_lost_is_told_of(mlp, data, tmp_path):
     model, target = compiled(mlp(), LpAdamW(3e-3)), SparsityTarget(0.8, 2, 40)
-    fit(model, data, [target], epochs=1)
+    pretend(model, target, 1, STEPS)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     target = SparsityTarget(0.8, 0, 20)
     found = messages_of(loaded, target, 1, 2)
     assert [text for text in found if f"The optimizer has made {STEPS} steps, of which" in text]
-    dense = compiled(mlp(), LpAdamW(3e-3, 0.0))  # Has trained, but to no sparsity.
-    step_by_hand(dense.optimizer, dense.trainable_variables)
-    assert not [
-        text for text in messages_of(dense, SparsityTarget(0.8, 0, 20), 1, 2) if "made 1" in text
-    ]
+
+
+def test_phase_without_a_target_before_is_no_lost_memory(mlp):
+    model = compiled(mlp(), LpAdamW(1e-2, 0.5, p=0))
+    for _ in range(12):
+        step_by_hand(model.optimizer, model.trainable_variables)
+    assert sum(zeros(model).values()) > 0
+    found = messages_of(model, SparsityTarget(0.9, 0, 20), 2, 2)
+    assert not [text for text in found if "knows nothing" in text]
+
+
+def test_second_model_of_a_callback_is_not_judged_by_the_learning_rate_of_the_first(mlp):
+    target = SparsityTarget(0.8, 0, 100)
+    for rate in (1e-1, 1e-3):
+        found = messages_of(compiled(mlp(), LpAdamW(rate)), target, 1, 60)
+        assert not [text for text in found if "has fallen" in text]
+
+
+def test_layers_with_adapters_are_named_as_left_out(mlp):
+    model = mlp()
+    model.layers[0].enable_lora(2)
+    found = messages_of(compiled(model, LpAdamW(3e-3)), SparsityTarget(0.8, 0, 20), 1, 25)
+    (message,) = [text for text in found if "LoRA" in text]
+    assert "net/a" in message
+
+
+def test_zeros_that_are_let_go_at_the_start_are_no_floor_of_the_target(mlp, sparsify):
+    model = mlp()
+    sparsify(model, 0.9)
+    model = compiled(model, LpAdamW(3e-3, initial_zeros="train"))
+    target = SparsityTarget(0.8, 0, 20)
+    target.set_params({"epochs": 1, "steps": 25})
+    target.set_model(model)
+    target.on_epoch_begin(0)
+    for batch in range(25):
+        step_by_hand(model.optimizer, model.trainable_variables)
+        target.on_train_batch_end(batch)
+    assert sum(zeros(model).values()) == round(0.8 * SIZE)
 
 
 @pytest.mark.parametrize("is_used", [False, True])

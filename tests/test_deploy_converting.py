@@ -58,8 +58,14 @@ def inputs_of(model, count=8):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("SIGSEGV", r"calibrates some loops.*quantization=\"dynamic\".*ended by SIGSEGV"),
-        ("SIGABRT", r"quantization=\"float16\".*ended by SIGABRT"),
+        pytest.param(
+            "SIGSEGV",
+            r"calibrates some loops.*quantization=\"dynamic\".*ended by SIGSEGV",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "SIGABRT", r"quantization=\"float16\".*ended by SIGABRT", marks=pytest.mark.slow
+        ),
         ("SIGKILL", r"ended by SIGKILL, as the system does where memory runs out"),
     ],
 )

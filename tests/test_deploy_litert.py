@@ -530,6 +530,7 @@ def test_missing_litert_is_an_error_that_names_the_extra(model, old_file, monkey
         export_tflite(model, old_file)
 
 
+@pytest.mark.slow
 def test_process_killed_during_the_export_leaves_the_old_file(old_file):
     script = (
         "import os, signal, sys, keras, keras_lp\n"

@@ -126,7 +126,7 @@ def test_model_of_texts_up_to_a_length_is_verified(tmp_path):
     assert result.max_abs_error < 1e-5
 
 
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("quantization", [None, pytest.param("int8", marks=pytest.mark.slow)])
 def test_model_of_images_of_any_size_runs_on_several(quantization, tmp_path, capfd):
     model, path = pruned(open_sizes), tmp_path / "m.tflite"
     images = np.random.default_rng(0).random((8, 40, 50, 3), "float32")

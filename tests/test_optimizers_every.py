@@ -211,7 +211,7 @@ def test_p_of_2_divides_by_one_plus_learning_rate_times_weight_decay(kind):
 
 @every_optimizer
 @pytest.mark.parametrize("p", [0.8, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("run", [apply, apply_compiled])
+@pytest.mark.parametrize("run", [apply_compiled, pytest.param(apply, marks=pytest.mark.slow)])
 def test_weight_decay_of_zero_is_bitwise_the_optimizer(kind, p, run):
     results = []
     for wrap in (lambda optimizer: LpDecay(optimizer, 0.0, p=p), lambda optimizer: optimizer):

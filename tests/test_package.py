@@ -30,6 +30,7 @@ def run(script):
     return process.stdout.strip()
 
 
+@pytest.mark.slow
 def test_import_loads_no_optional_package():
     # Keras itself loads matplotlib where it is installed, so what counts is what we add.
     assert (

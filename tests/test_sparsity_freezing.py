@@ -12,8 +12,11 @@ from keras_lp.sparsity import torch_steps
 
 ways_to_run = pytest.mark.parametrize(
     "compiling",
-    [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}],
-    ids=["jit", "graph", "eager"],
+    [
+        pytest.param({"jit_compile": True}, id="jit"),
+        pytest.param({"jit_compile": False}, id="graph", marks=pytest.mark.slow),
+        pytest.param({"run_eagerly": True}, id="eager"),
+    ],
 )
 
 

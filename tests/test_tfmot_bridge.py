@@ -424,7 +424,9 @@ def test_custom_layers_of_another_kind_are_an_error(custom):
         to_tf_keras(model, custom)
 
 
-@pytest.mark.parametrize("frozen", ["forward_layer", "backward_layer"])
+@pytest.mark.parametrize(
+    "frozen", ["forward_layer", pytest.param("backward_layer", marks=pytest.mark.slow)]
+)
 def test_bidirectional_layer_with_one_frozen_direction_goes_there_and_back(frozen, random):
     model = sequential(layers.Bidirectional(layers.GRU(3), name="both"), shape=(5, 2))
     getattr(model.get_layer("both"), frozen).trainable = False
@@ -585,9 +587,8 @@ def test_models_that_are_not_built_are_refused():
 # The process
 
 
-@pytest.mark.parametrize(
-    "before", [None, *(pytest.param(value, marks=pytest.mark.slow) for value in ("0", "1"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [None, "0", "1"])
 def test_import_of_tfmot_leaves_the_environment_and_tf_keras_as_they_are(before):
     code = """
 import os, tensorflow as tf

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_lp.callbacks.measuring import Magnitudes
+from keras_lp.selection import list_names
 
 # How far the way has to let weights move, in magnitudes of the largest that is to become zero.
 _LEAST_TRAVEL = 2.5
@@ -132,6 +133,18 @@ def of_lost_zeros(found: Sequence[Magnitudes], finals: Sequence[float]) -> str |
         f"now have {zeros / size:.2%}: another callback has put back those of an earlier epoch. "
         'Let it go by the log "target_val_loss", as in '
         '`EarlyStopping(monitor="target_val_loss", mode="min", restore_best_weights=True)`.'
+    )
+
+
+def of_adapters(layers: Sequence[str]) -> str | None:
+    """Warns of layers with LoRA adapters, called by their paths."""
+    if not layers:
+        return None
+    return (
+        "Layers with LoRA adapters are not decayed, and `SparsityTarget` and its logs leave them "
+        f"out: {list_names(layers, 3)}. `sparsity_report` counts what they compute with, which "
+        "has hardly a zero. Reach the target before `enable_lora`, or with the model that "
+        "`keras_lp.strip_pruning` makes."
     )
 
 

@@ -175,6 +175,7 @@ class LpDecayCallback(keras.callbacks.Callback):
             self._apply = None
 
     def _stand_beside(self) -> None:
+        self._decay.stand_beside(self._leader)
         self._decay.is_applied, self._decay.has_begun = True, False
         self._home.lp_decay = self._decay
 
@@ -219,7 +220,7 @@ class LpDecayCallback(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Takes the weights of now: another callback may have changed them since the last step."""
-        if self._variables:
+        if self._variables and not self._only_accumulates(self._batches + 1):
             self._follow_from_now()
 
     # What tf_keras asks its callbacks, in names of its own.
@@ -241,7 +242,7 @@ class LpDecayCallback(keras.callbacks.Callback):
             self._begin_late()
         elif not self._decay.may_decay:
             self._is_following = False
-        elif self._is_following and not self._is_between_steps():
+        elif self._is_following and not self._only_accumulates(self._batches):
             with between_steps(self.model):
                 self._apply()
 
@@ -284,10 +285,10 @@ class LpDecayCallback(keras.callbacks.Callback):
             self._take()
         self._is_following = True
 
-    def _is_between_steps(self) -> bool:
-        """Whether the optimizer has only accumulated the gradients of this batch."""
+    def _only_accumulates(self, batch: int) -> bool:
+        """Whether the optimizer makes no step in a batch, whose gradients it accumulates."""
         every = getattr(self._leader, "gradient_accumulation_steps", None)
-        return bool(every and self._counts_all and self._batches % every)
+        return bool(every and self._counts_all and batch % every)
 
 
 _REFUSED = {

@@ -24,6 +24,7 @@ from keras_lp.callbacks.training import (
     batches_done,
     batches_seen,
     between_steps,
+    is_in_fit,
     lp_optimizers,
     strategy_scope,
 )
@@ -33,8 +34,10 @@ from keras_lp.sparsity.dead import explain_dead
 from keras_lp.sparsity.freezing import check_averages, freeze, unfreeze
 from keras_lp.sparsity.pruning import check_scope, check_sparsity, prune_groups
 from keras_lp.sparsity.report import by_layer, check_is_model
+from keras_lp.sparsity.weights import weights_of
 from keras_lp.warning import warn
 
+_PATIENCE = 100  # batches in which an optimizer makes a step; loss scaling leaves some out
 _WORST = 1e30  # of the monitored log; a number, as trackers and tuners take no infinite one
 
 
@@ -67,7 +70,8 @@ class SparsityTarget(keras.callbacks.Callback):
     A model that `fit` builds in its first batch, as TensorFlow does with one that has no input
     shape, is steered from the second batch on. In a loop of your own call `set_model`,
     `on_epoch_begin`, and `on_train_batch_end` after each step, and pass `begin_step` and
-    `end_step`.
+    `end_step`. A loop that keeps values outside of the variables, as with `stateless_apply`,
+    assigns them before `on_train_batch_end` and takes them from the variables after it.
 
     Args:
         final_sparsity: Float in [0, 1], the share of zeros in the decayed variables.
@@ -138,6 +142,7 @@ class SparsityTarget(keras.callbacks.Callback):
         self._step = 0  # since the start; what follows is known from the first epoch on
         self._epoch = self._epoch_start = self._begin = self._end = 0
         self._every = 1
+        self._first_seen: int | None = None  # batches, when this training began
         self._has_begun = self._is_closed = self._is_frozen = self._is_known = False
         self._has_warned_of: set[str] = set()
         self._highest_rate = 0.0
@@ -160,7 +165,7 @@ class SparsityTarget(keras.callbacks.Callback):
         check_is_model(model)
         if model is not self._last_model:
             self._last_model, self._has_warned_of = model, set()
-        self._has_begun = False
+        self._has_begun, self._first_seen = False, None
         self._step = 0  # The memory knows; a training that was interrupted may go back.
         for decay in self._find():
             if isinstance(decay, DecayOnly):
@@ -168,13 +173,13 @@ class SparsityTarget(keras.callbacks.Callback):
         self._prepare()
 
     def _find(self) -> list[Any]:
-        return steering.find_decays(self._given or optimizers_of(self.model))
+        return steering.find_decays(self._given or optimizers_of(self.model), self.model)
 
-    def _prepare(self) -> None:
+    def _prepare(self, has_more_to_come: bool = True) -> None:
         """Gets to know the variables, unless `fit` is to build them yet."""
         model = self.model
         with strategy_scope(model):
-            self._decays = steering.built_decays(self._find(), model)
+            self._decays = steering.built_decays(self._find(), model, has_more_to_come)
             if not self._decays:
                 return
             self._home = self._home_of(self._decays[0])
@@ -190,7 +195,7 @@ class SparsityTarget(keras.callbacks.Callback):
 
     def _home_of(self, decay: Any) -> Any:
         """The optimizer that a decay is, or is in, or stands beside."""
-        candidates = self._given or optimizers_of(self.model)
+        candidates = [*self._given, *optimizers_of(self.model)]
         return next(one for one in candidates if decay in lp_optimizers([one]))
 
     def _start_on(self, model: keras.Model, variables: list[Any]) -> None:
@@ -200,6 +205,7 @@ class SparsityTarget(keras.callbacks.Callback):
         self._look = measure([members for members, _ in self._groups], model)
         self._memory = TargetMemory(len(self._groups))
         self._is_frozen = False
+        self._highest_rate = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Checks that no second callback has taken the place of this one."""
@@ -223,10 +229,13 @@ class SparsityTarget(keras.callbacks.Callback):
         memory = self._memory
         seen = batches_seen(steering.leader_of(self._decays[0])) - late
         is_new = _numbers(memory.start) < 0
+        if self._first_seen is None:
+            self._first_seen = self._seen() if late == 0 else -1
         if is_new:
             found = self._look()
             self._check_room(found)
-            self._advise_on_past(found, seen)
+            self._advise_on_past(seen)
+            self._warn("adapters", advice.of_adapters(_layers_with_adapters(self.model)))
             memory.span.assign(self._schedule.span(self._steps_from(self._epoch)))
             memory.start.assign(seen)
             # Decays nothing yet, but keeps zeros zero where there are some.
@@ -256,7 +265,7 @@ class SparsityTarget(keras.callbacks.Callback):
         done = batches_done(batch, self.params)
         if not self._has_begun:
             with between_steps(self.model):
-                self._prepare()
+                self._prepare(has_more_to_come=False)
                 if not self._decays:
                     return
                 self._begin_epoch(late=done)
@@ -265,10 +274,28 @@ class SparsityTarget(keras.callbacks.Callback):
             return
         if self._step >= self._end:
             with between_steps(self.model):
+                self._check_that_steps_are_made(done)
                 self._close()
         elif self._looks(self._step) > self._looks(before):
             with between_steps(self.model):
+                self._check_that_steps_are_made(done)
                 self._steer()
+
+    def _check_that_steps_are_made(self, done: int) -> None:
+        """Raises RuntimeError where the variables of the model are not those that train."""
+        is_due = self._step >= self._end or done >= _PATIENCE
+        if is_due and self._seen() == self._first_seen:
+            raise RuntimeError(
+                "`SparsityTarget` reads and sets the variables of the model and of its optimizer, "
+                f"which has made no step in {done} batches. In a loop of your own that keeps their "
+                "values elsewhere, as with `stateless_apply`, assign the values to the variables "
+                "before `on_train_batch_end`, and take them from there after it. "
+                f"Received: optimizer={self._home!r}"
+            )
+
+    def _seen(self) -> int:
+        """How many batches the optimizers have seen, all together."""
+        return sum(batches_seen(steering.leader_of(decay)) for decay in self._decays)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds to the logs."""
@@ -286,7 +313,11 @@ class SparsityTarget(keras.callbacks.Callback):
             after_the_callbacks(self, self._check_zeros)
 
     def _check_zeros(self) -> None:
-        self._warn("zeros", advice.of_lost_zeros(self._look(), self._finals))
+        lost = advice.of_lost_zeros(self._look(), self._finals)
+        if lost and self._is_frozen:  # Those of an earlier epoch are other zeros.
+            unfreeze(self._variables, self.model)
+            self._is_frozen = False
+        self._warn("zeros", lost)
 
     def _warn(self, kind: str, message: str | None) -> None:
         """Warns once of a kind, not after each `fit` of a loop."""
@@ -396,7 +427,8 @@ class SparsityTarget(keras.callbacks.Callback):
         self._is_frozen = True
 
     def _turn_off(self) -> None:
-        self._give([0.0] * len(self._groups))
+        # A loop of the user's own, traced before the end, does not know the constraints.
+        self._give([0.0 if is_in_fit(self) else PINNING] * len(self._groups))
 
     def _give(self, strengths: Sequence[float]) -> None:
         """Gives each group its strength, whatever the exponents and the learning rates."""
@@ -413,16 +445,16 @@ class SparsityTarget(keras.callbacks.Callback):
             value = (_WORST if self._mode == "min" else -_WORST) * (1 + left)
         logs[f"target_{self._monitor}"] = value
 
-    def _advise_on_past(self, found: Sequence[Magnitudes], steps: int) -> None:
+    def _advise_on_past(self, steps: int) -> None:
         """Warns where a training is resumed of which the memory was lost."""
-        has_trained = self._epoch > 0 or any(one.zeros for one in found)
-        if steps > 0 and has_trained and not self._is_known:
+        if not self._is_known and any(decay.is_steered for decay in self._decays):
             self._warn("past", advice.of_unknown_past(steps))
 
     def _check_room(self, found: Sequence[Magnitudes]) -> None:
         """Raises ValueError where there are more zeros already than there are to be."""
+        lets_go = any(decay.initial_zeros == "train" for decay in self._decays)
         for one, (variables, final) in zip(found, self._groups, strict=True):
-            if one.zeros > round(final * one.size):
+            if one.zeros > round(final * one.size) and not lets_go:
                 raise ValueError(
                     "The final sparsity must not be below that of the beginning, since zeros do "
                     f"not come back. Received: a final sparsity of {final:.2%} for variables with "
@@ -458,6 +490,10 @@ class SparsityTarget(keras.callbacks.Callback):
         ]
         self._group_of = {id(v): number for number, (vs, _) in enumerate(groups) for v in vs}
         return groups
+
+
+def _layers_with_adapters(model: keras.Model) -> list[str]:
+    return [one.layer.path for one in weights_of(model) if one.has_adapters]
 
 
 def _numbers(variable: Any) -> Any:

@@ -7,9 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lp.callbacks.training import has_variables, lp_optimizers
+from keras_lp.callbacks.training import has_variables, innermost, lp_optimizers
 from keras_lp.optimizers.decay_only import DecayOnly, learning_rate_at, step_count
 from keras_lp.optimizers.lp_update import LpUpdate
+from keras_lp.selection import optimizers_of
 
 _SAMPLES = 16  # of a learning-rate schedule, for its mean
 
@@ -26,13 +27,18 @@ def as_optimizers(optimizer: Any) -> tuple[Any, ...]:
     return given
 
 
-def find_decays(optimizers: Sequence[Any]) -> list[LpUpdate]:
-    """What decays by an Lp rule among optimizers.
+def find_decays(optimizers: Sequence[Any], model: keras.Model) -> list[LpUpdate]:
+    """What decays by an Lp rule among optimizers, and what follows one of them.
 
     Raises:
         ValueError: If there is none, or a strength cannot be steered.
     """
-    decays = lp_optimizers(optimizers)
+    leaders = {id(innermost(one)) for one in optimizers}
+    others = lp_optimizers(optimizers_of(model))
+    following = [
+        one for one in others if isinstance(one, DecayOnly) and id(one.leader()) in leaders
+    ]
+    decays = list({id(one): one for one in (*lp_optimizers(optimizers), *following)}.values())
     if not decays:
         raise nothing_to_steer(optimizers)
     for decay in decays:
@@ -40,10 +46,17 @@ def find_decays(optimizers: Sequence[Any]) -> list[LpUpdate]:
     return decays
 
 
-def built_decays(decays: Iterable[LpUpdate], model: keras.Model) -> list[LpUpdate]:
+def built_decays(
+    decays: Iterable[LpUpdate], model: keras.Model, has_more_to_come: bool
+) -> list[LpUpdate]:
     """Those of the decays that know their variables by now, and have some.
 
     The optimizer that the model is compiled with is built for it, once the model has variables.
+
+    Args:
+        decays: What `find_decays` found.
+        model: The model.
+        has_more_to_come: Whether the first batch may build some, for which all others wait.
 
     Raises:
         ValueError: If all are built and none has variables, or a p makes no zeros.
@@ -52,6 +65,8 @@ def built_decays(decays: Iterable[LpUpdate], model: keras.Model) -> list[LpUpdat
     is_ours = {id(one) for one in lp_optimizers([optimizer])} & set(map(id, decays))
     if is_ours and not optimizer.built and has_variables(model):
         optimizer.build(model.trainable_variables)
+    if has_more_to_come and not all(decay.built for decay in decays):
+        return []
     found = [decay for decay in decays if decay.decayed_variables]
     if not found and all(decay.built for decay in decays):
         raise ValueError(

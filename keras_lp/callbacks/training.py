@@ -63,6 +63,12 @@ def batches_done(batch: int, params: Mapping[str, Any] | None) -> int:
     return min(batch + 1, (params or {}).get("steps") or batch + 1)
 
 
+def is_in_fit(callback: keras.callbacks.Callback) -> bool:
+    """Whether Keras calls a callback in its training, or a loop of the user's own."""
+    history = getattr(callback.model, "history", None)
+    return history is not None and history.params is callback.params
+
+
 def after_the_callbacks(callback: keras.callbacks.Callback, function: Callable[[], None]) -> None:
     """Calls a function when all callbacks have had their `on_train_end`.
 
@@ -72,10 +78,10 @@ def after_the_callbacks(callback: keras.callbacks.Callback, function: Callable[[
         callback: The one that is in its `on_train_end`.
         function: Function without arguments.
     """
-    history = getattr(callback.model, "history", None)
-    if history is None or history.params is not callback.params:
+    if not is_in_fit(callback):
         function()
         return
+    history = callback.model.history
 
     def on_train_end(logs: Any = None) -> None:
         del history.on_train_end

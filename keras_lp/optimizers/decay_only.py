@@ -83,9 +83,13 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
         super().steer(strengths, largest_rate)
         self.may_decay = True
 
+    def stand_beside(self, leader: Any) -> None:
+        """Is to follow an optimizer."""
+        self._leader = weakref.ref(leader)
+
     def start(self, leader: Any) -> None:
         """Takes the count and the learning rate of now for those before the next step."""
-        self._leader = weakref.ref(leader)
+        self.stand_beside(leader)
         self.may_decay = self._is_strong()
         count = ops.convert_to_tensor(step_count(leader))
         self._iterations.assign(count - 1)
@@ -110,10 +114,12 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
             variable = self._trainable_variables[index]
             step = functools.partial(self._decay_one, index)
             _on_each_replica(step, variable, rate, *self.copies[position : position + 1])
+        self._count_fall(rate)
 
     def followed(self, leader: Any) -> tuple[list[Any], list[Any]]:
         """The variables that `follow` assigns, and those that it reads only."""
         settings = [self._iterations, self.learning_rate]
+        settings += [] if self._fallen is None else [self._fallen]
         written = [*self.decayed_variables, *settings]
         ids = set(map(id, written))
         read = [step_count(leader), leader.learning_rate, *self.variables]

@@ -114,11 +114,13 @@ class LpUpdate(keras.optimizers.Optimizer):
     # the replicas of a MirroredStrategy enter one by one and leave one by one.
     _base_depth = 1
     _decay: Any = None
+    _given: Any = None  # The strengths that were given, as numbers or schedules.
     _excluded_ids: frozenset[int] = frozenset()
     _excluded_paths: tuple[str, ...] = ()
     _excluded_names: tuple[str, ...] = ()
     _selection: Any = None  # A `Selection` once built, or restored to be built.
     _has_stepped = False
+    _fallen: Any = None  # Shares of a weight that would have fallen to zero by now.
 
     def __init__(
         self,
@@ -142,6 +144,7 @@ class LpUpdate(keras.optimizers.Optimizer):
         """Takes the arguments over, with the strengths in variables, once the base is set up."""
         numbers = itertools.count()
         self._decay = decay.with_strengths(lambda one: self._as_variable(one, numbers))
+        self._given = decay.weight_decay
         self._base_depth = 0
 
     @property
@@ -169,6 +172,7 @@ class LpUpdate(keras.optimizers.Optimizer):
         replace(self._decay, weight_decay=value).paired()
         for variable, number in zip(*map(_as_tuple, (old, value)), strict=True):
             variable.assign(number)
+        self._given = value
         if self.built:
             self._scales.assign(np.ones(self._scales.shape))
             self._largest_rate.assign(np.inf)
@@ -258,6 +262,19 @@ class LpUpdate(keras.optimizers.Optimizer):
         self._largest_rate.assign(largest_rate)
         _as_tuple(self.weight_decay)[steered].assign(largest)
 
+    @property
+    def is_steered(self) -> bool:
+        """Whether strengths are others than were given, as a `SparsityTarget` sets them."""
+        if not self.built:
+            return False
+        pairs = zip(_as_tuple(self.weight_decay), _as_tuple(self._given), strict=True)
+        numbers = [(one, given) for one, given in pairs if not is_schedule(given)]
+        return (
+            not all(np.isclose(ops.convert_to_numpy(one), given, 1e-6, 0) for one, given in numbers)
+            or bool(np.any(ops.convert_to_numpy(self._scales) != 1))
+            or bool(np.isfinite(ops.convert_to_numpy(self._largest_rate)))
+        )
+
     def _steered_norm(self) -> int:
         return int(np.argmin([float(p) for p in _as_tuple(self.p)]))
 
@@ -317,6 +334,8 @@ class LpUpdate(keras.optimizers.Optimizer):
         most = max((len(_as_tuple(one)) for one in norms), default=1)
         self._scales = self._add_setting("scales", np.ones((len(norms), most)))
         self._largest_rate = self._add_setting("largest_rate", np.inf)
+        if self.initial_zeros == "train":
+            self._fallen = self._add_setting("fallen", np.zeros(len(norms)))
         if self._selection is not restored:  # Else the values are still to be loaded.
             self._warn_of_zeros_that_stay()
 
@@ -331,8 +350,11 @@ class LpUpdate(keras.optimizers.Optimizer):
             ValueError: If the Keras optimizer updates variables without `update_step`.
         """
         self._has_stepped = False
+        rate = ops.convert_to_tensor(self.learning_rate)  # Of this step; a schedule goes on.
         with self._base():
             super().apply(grads, trainable_variables)
+        if self.built:
+            self._count_fall(rate / (self.gradient_accumulation_steps or 1))
         # Where gradients accumulate, most calls have no step.
         if not (self._has_stepped or self.gradient_accumulation_steps or len(grads) == 0):
             self._check_that_nothing_was_to_decay(grads, trainable_variables)
@@ -504,21 +526,40 @@ class LpUpdate(keras.optimizers.Optimizer):
         return by_list or any(selection.matches(name, variable) for name in self._excluded_names)
 
     def _divisor(self, index: int, variable: Any, learning_rate: Any) -> Any:
+        divisor = decay_divisor(variable, *self._norms_at(index, learning_rate))
+        if self.initial_zeros == "train":
+            is_early = self._fallen[self._position(index)] < 1
+            is_free = ops.logical_and(ops.equal(variable, 0), is_early)
+            divisor = ops.where(is_free, ops.ones_like(divisor), divisor)
+        return divisor
+
+    def _norms_at(self, index: int, learning_rate: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The strengths of a variable's norms in a step, times the learning rate; the exponents."""
         weight_decay, p = self._decay.norms(self._selection.overrides[index])
         rate = ops.minimum(at_least_float32(learning_rate), self._largest_rate)
-        scales = self._scales[list(self._selection.overrides).index(index)]
+        scales = self._scales[self._position(index)]
         strengths = tuple(
             ops.multiply(ops.multiply(rate, scales[norm]), at_least_float32(self._now(one)))
             for norm, one in enumerate(_as_tuple(weight_decay))
         )
-        exponents = tuple(map(self._now, _as_tuple(p)))
-        divisor = decay_divisor(variable, strengths, exponents)
+        return strengths, tuple(map(self._now, _as_tuple(p)))
+
+    def _position(self, index: int) -> int:
+        """Which of the decayed variables a variable is."""
+        return list(self._selection.overrides).index(index)
+
+    def _count_fall(self, learning_rate: Any) -> None:
+        """Adds what a step takes of a weight of `_LET_GO`, as a share, for each variable.
+
+        A sum, as zeros that the decay has made must not be let go where rate or strength falls.
+        """
         if self.initial_zeros == "train":
-            fall = decay_divisor(_LET_GO, strengths, exponents) - 1.0  # In a step, as a share.
-            is_early = ops.cast(self.iterations, fall.dtype) * fall < 1
-            is_free = ops.logical_and(ops.equal(variable, 0), is_early)
-            divisor = ops.where(is_free, ops.ones_like(divisor), divisor)
-        return divisor
+            falls = [
+                decay_divisor(_LET_GO, *self._norms_at(index, learning_rate)) - 1.0
+                for index in self._selection.overrides
+            ]
+            if falls:
+                self._fallen.assign(ops.add(self._fallen, ops.stack(falls)))
 
     def _warn_of_zeros_that_stay(self) -> None:
         """Warns once of variables with many zeros, which this rule can never move."""
