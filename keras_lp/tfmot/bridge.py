@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.comparing import compare, is_functional
+from keras_lp.deploy.inference import in_graph
 from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
 from keras_lp.sparsity.report import check_model
 from keras_lp.tfmot.graph import (
@@ -224,7 +225,13 @@ class _Rebuilding:
             kwargs.pop("training", None)
             if "mask" in names:  # Where Keras 3 has none, tf_keras might find one.
                 kwargs.setdefault("mask", None)
-        elif args and isinstance(operation, (layers.RNN, layers.Bidirectional)):
+        elif "mask" not in names and kwargs.get("mask") is None:
+            kwargs.pop("mask", None)  # That of tf_keras takes one, and was called without.
+        if (
+            not self._to_tf_keras
+            and args
+            and isinstance(operation, (layers.RNN, layers.Bidirectional))
+        ):
             # There the initial state comes in one list with the inputs.
             first, *state = args[0] if isinstance(args[0], (list, tuple)) else args
             args, kwargs = [first], {**kwargs, "initial_state": state or None}
@@ -299,9 +306,10 @@ def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
         return keras.tree.map_structure(np.asarray, outputs)
 
     def is_same(expected: np.ndarray, output: np.ndarray) -> bool:
-        if expected.shape != output.shape or expected.dtype.kind != output.dtype.kind:
+        if expected.shape != output.shape:
             return False
-        if expected.dtype.kind != "f":
+        # Encodings of categories are integers in Keras 3, and the same floats in tf_keras.
+        if not expected.dtype.kind == output.dtype.kind == "f":
             return np.array_equal(expected, output)
         # Where numbers overflow, the last digits decide by what.
         finite = np.isfinite(expected) & np.isfinite(output)
@@ -311,7 +319,7 @@ def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
         scale = np.max(np.abs(expected), initial=0.0)
         return bool(np.max(np.abs(expected - output), initial=0.0) <= _TOLERANCE * scale)
 
-    same, reason = compare(model, run, is_same, _NUDGE)
+    same, reason = compare(model, run, is_same, _NUDGE, in_graph(model))
     if same is False:
         raise ValueError(
             f"The {made} model computes something else than the given one. Some layer means "

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_lp.keras_internals import layers_of_applications
 from keras_lp.optional import import_tf_keras
 from keras_lp.tfmot.activations import activation_for_keras, activation_for_tf_keras
 from keras_lp.tfmot.extra_layers import extra_layers
@@ -116,6 +117,8 @@ def _config(layer: Any) -> dict[str, Any]:
     if kind in LOOKUPS:
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
         del config["dtype"]  # It has no effect in Keras 3, and tf_keras takes no float everywhere.
+    if kind == "Discretization" and keras.backend.is_int_dtype(layer.dtype):
+        del config["dtype"]  # Of the outputs in tf_keras; Keras 3 makes integers of the inputs.
     missing = _NOT_IN_CONFIG.get(kind)
     if missing is not None and missing not in config:
         config[missing] = getattr(layer, missing)
@@ -157,12 +160,13 @@ def _counterpart(kind: type, direction: Direction) -> Any:
     """The class of the same name, for a class that is the library's own."""
     if kind is direction.source.layers.Lambda:
         return None  # Its function is written for one of the libraries.
-    extra, is_of_keras = extra_layers(), direction.source is keras
-    if is_of_keras and kind.__name__ in extra and kind.__module__.startswith("keras."):
-        return extra[kind.__name__]
-    is_own = getattr(direction.source.layers, kind.__name__, None) is kind
-    if is_own or (not is_of_keras and extra.get(kind.__name__) is kind):
-        return getattr(direction.target.layers, kind.__name__, None)
+    extra, is_of_keras, name = extra_layers(), direction.source is keras, kind.__name__
+    if is_of_keras and name in extra and kind.__module__.startswith("keras."):
+        return extra[name]
+    if getattr(direction.source.layers, name, None) is kind:
+        return getattr(direction.target.layers, name, None)
+    if not is_of_keras and extra.get(name) is kind:
+        return getattr(keras.layers, name, None) or layers_of_applications()[name]
     return None
 
 
