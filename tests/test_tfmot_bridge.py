@@ -372,6 +372,64 @@ def test_layer_of_ones_own_is_an_error_that_names_it_and_the_remedy_helps(random
     np.testing.assert_allclose(outputs(back, inputs)[0], outputs(model, inputs)[0], 1e-5)
 
 
+class Doubled(layers.Layer):
+    """In place of a Lambda, with no argument of its own."""
+
+    def call(self, x):
+        return 2 * x
+
+
+class Applied(layers.Layer):
+    """The same, of the function that it is given."""
+
+    def __init__(self, function, arguments, **others):
+        super().__init__(**others)
+        self.function = function
+        self.arguments = arguments
+
+    def call(self, x):
+        return self.function(x, **self.arguments)
+
+
+class Variadic(Doubled):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+
+
+@pytest.mark.parametrize("custom", [layers.Lambda, Doubled, Applied, Variadic])
+def test_lambda_is_an_error_whose_remedies_help(custom, random):
+    start = tf_keras.Input((4,))
+    function = tf_keras.layers.Lambda(lambda x, by: x * by, arguments={"by": 2.0}, name="mine")
+    legacy = tf_keras.Model(start, function(start))
+    remedy = r"`custom_layers=\{tf_keras\.layers\.Lambda: keras\.layers\.Lambda\}`.*layer class of"
+    with pytest.raises(ValueError, match=rf"'mine' of class .*Lambda computes.*{remedy}"):
+        from_tf_keras(legacy)
+    model = from_tf_keras(legacy, {tf_keras.layers.Lambda: custom})
+    assert [type(model.layers[1]), model.layers[1].name] == [custom, "mine"]
+    inputs = numbers((4,))(random)
+    np.testing.assert_allclose(outputs(model, inputs)[0], 2 * inputs, rtol=1e-6)
+
+
+def test_lambda_of_keras_3_goes_over_by_its_remedy(random):
+    model = sequential(layers.Lambda(lambda x: 3 * x), shape=(4,))
+    with pytest.raises(ValueError, match=r"{keras\.layers\.Lambda: tf_keras\.layers\.Lambda}"):
+        to_tf_keras(model)
+    legacy = to_tf_keras(model, {layers.Lambda: tf_keras.layers.Lambda})
+    inputs = numbers((4,))(random)
+    np.testing.assert_allclose(outputs(legacy, inputs)[0], 3 * inputs, rtol=1e-6)
+
+
+def test_custom_layer_that_fails_is_itself_named_as_what_to_mend():
+    def fail(x):
+        raise RuntimeError("no way")
+
+    model = sequential(layers.Lambda(fail, output_shape=(4,), name="odd"), shape=(4,))
+    with pytest.raises(
+        ValueError, match=r"(?s)'odd'.*no way.*Mend or replace tf_keras.*Lambda, wh"
+    ):
+        to_tf_keras(model, {layers.Lambda: tf_keras.layers.Lambda})
+
+
 def test_layer_that_computes_something_else_is_found():
     model = sequential(Twice(), layers.Dense(2), shape=(4,))
     with pytest.raises(ValueError, match=r"computes something else.*`custom_layers`.*'net'"):

@@ -58,8 +58,9 @@ def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = 
     Args:
         model: A built Keras 3 model, Sequential or functional, on any backend.
         custom_layers: Dictionary from classes of Keras 3 layers to the tf_keras classes to take
-            for them, which need the same constructor arguments and weights. Defaults to
-            `None`.
+            for them, which need the same constructor arguments and weights. A class for
+            `Lambda` needs no arguments; its `function` and `arguments` are those of the layer.
+            Defaults to `None`.
 
     Returns:
         A `tf_keras.Model`.
@@ -88,7 +89,7 @@ def from_tf_keras(model: Any, custom_layers: Mapping[Any, Any] | None = None) ->
             `keras_lp.strip_pruning` takes those off. What calls in it say on `training` holds
             at inference only, as the training of the whole model overrides it in Keras 3.
         custom_layers: Dictionary from classes of tf_keras layers to the Keras 3 classes to take
-            for them, which need the same constructor arguments and weights; and from functions
+            for them, as in `to_tf_keras`; and from functions
             of TensorFlow that stand between the layers, such as `tf.nn.relu(x)`, to functions of
             the same arguments on tensors of Keras 3, where keras_lp does not know the function.
             Defaults to `None`.
@@ -176,7 +177,7 @@ class _Rebuilding:
         made = self._direction.target.Sequential([first], name=model.name)
         for layer in model.layers:
             copy = self._make(layer)
-            with errors_name(layer, self._direction):
+            with errors_name(layer, self._direction, self._custom):
                 made.add(copy)
         return made
 
@@ -235,7 +236,7 @@ class _Rebuilding:
             # There the initial state comes in one list with the inputs.
             first, *state = args[0] if isinstance(args[0], (list, tuple)) else args
             args, kwargs = [first], {**kwargs, "initial_state": state or None}
-        with errors_name(operation, self._direction):
+        with errors_name(operation, self._direction, self._custom):
             return layer(*args[:1], **kwargs)
 
 
