@@ -731,7 +731,9 @@ def test_model_of_the_wrong_library_is_an_error():
         from_tf_keras(sequential(layers.Dense(2), shape=(3,)))
 
 
-def test_models_that_are_not_built_are_refused():
+def test_models_that_are_not_built_are_refused(gan):
+    with pytest.raises(ValueError, match=r"must be built.*pass one of the models in it"):
+        to_tf_keras(gan)
     with pytest.raises(ValueError, match="must be built"):
         to_tf_keras(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(ValueError, match="must be built"):

@@ -50,7 +50,7 @@ def built_decays(decays: Iterable[LpUpdate], model: keras.Model) -> list[LpUpdat
     """
     optimizer: Any = getattr(model, "optimizer", None)
     is_ours = {id(one) for one in lp_optimizers([optimizer])} & set(map(id, decays))
-    if is_ours and not optimizer.built and has_variables(model):
+    if is_ours and not optimizer.built and model.built and has_variables(model):
         optimizer.build(model.trainable_variables)
     found = [decay for decay in decays if decay.decayed_variables]
     if not found and all(decay.built for decay in decays):

@@ -15,7 +15,7 @@ import numpy as np
 from keras_lp.deploy.comparing import compare, is_functional
 from keras_lp.deploy.inference import in_graph
 from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
-from keras_lp.sparsity.report import check_model
+from keras_lp.sparsity.report import check_is_built
 from keras_lp.tfmot.graph import (
     calls_in_keras,
     calls_in_tf_keras,
@@ -75,7 +75,7 @@ def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = 
     >>> legacy = keras_lp.tfmot.to_tf_keras(model)
     >>> legacy.compile("adam", "mse")
     """
-    check_model(model)
+    check_is_built(model)
     made = _Rebuilding(to_tf_keras_direction(), custom_layers).run(model)
     _check_same(model, made, "tf_keras")
     return made
