@@ -29,5 +29,13 @@ def renew_training_state(model: Any) -> None:
     }
 
 
+def layers_of_applications() -> dict[str, type]:
+    """The classes of layers that `keras.applications` has for itself, by their names."""
+    from keras.src.applications import convnext, inception_resnet_v2
+
+    kinds = (convnext.LayerScale, inception_resnet_v2.CustomScaleLayer)
+    return {kind.__name__: kind for kind in kinds}
+
+
 def _values(variables: list[Any]) -> list[Any]:
     return [variable.value for variable in variables]

@@ -222,7 +222,9 @@ def decayed_variables(
             "There is no variable to decay: the decay acts on trainable variables of at least "
             "two dimensions that are no bias, scale or LoRA adapter, those of `include` beside "
             "them, and none of `exclude`. Unfreeze a layer, include or exclude other variables, or "
-            f"use a plain Keras optimizer. Received: include={[*include]}, "
+            "use a plain Keras optimizer. The kernels of quantized layers are integers, which are "
+            "neither decayed nor pruned: train or prune first, then call `model.quantize`. "
+            f"Received: include={[*include]}, "
             f"exclude={[*exclude, *map(variable_path, left_out)]}, trainable variables: "
             f"{list_paths(variables)}"
         )
@@ -246,7 +248,10 @@ def find_overrides(decayed: Sequence[Any], patterns: Sequence[str]) -> list[int 
 def _check_pattern(
     name: str, pattern: str, kind: str, variables: Sequence[Any], received: str
 ) -> None:
-    """Raises ValueError if a pattern matches none of a kind of variables; warns if it does all."""
+    """Raises ValueError if a pattern matches none of a kind of variables.
+
+    Of one that matches all it warns, or raises if none is left then.
+    """
     matched = sum(matches(pattern, variable) for variable in variables)
     if not matched:
         raise ValueError(
@@ -254,14 +259,16 @@ def _check_pattern(
             f"it out. Received: {name}={received}. {kind.capitalize()} variables: "
             f"{list_paths(variables)}"
         )
-    # To exclude all is an error of its own.
-    if matched == len(variables) > 1 and name != "exclude":
-        warn(
+    if matched == len(variables) > 1:
+        message = (
             f"Argument `{name}` has a pattern that matches every {kind} variable, as a part of "
             "the model's own name does. To mean some of them, take more of their paths. "
             f"Received: {name}={received}. {kind.capitalize()} variables: "
             f"{list_paths(variables, 3)}"
         )
+        if name == "exclude":
+            raise ValueError(f"There is no variable to decay. {message}")
+        warn(message)
 
 
 def list_paths(variables: Sequence[Any], limit: int = 20) -> str:

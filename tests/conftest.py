@@ -168,6 +168,49 @@ def mlp():
     return make
 
 
+class Gan(keras.Model):
+    """Trains the models in it with an optimizer for each, and is never called itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)], name="g")
+        self.discriminator = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)], name="d")
+
+    def compile(self, d_opt, g_opt):
+        super().compile(run_eagerly=True)
+        self.d_opt, self.g_opt = d_opt, g_opt
+        if keras.backend.backend() == "torch":
+            self.built = True  # Else `fit` of Keras calls the model itself.
+
+    def train_step(self, data):
+        losses = (
+            lambda made: keras.ops.mean(self.discriminator(made) - self.discriminator(data)),
+            lambda made: -keras.ops.mean(self.discriminator(made)),
+        )
+        parts = (self.discriminator, self.d_opt), (self.generator, self.g_opt)
+        for loss, (part, optimizer) in zip(losses, parts, strict=True):
+            gradients = self._gradients(lambda: loss(self.generator(data[:, :2])), part)  # noqa: B023
+            optimizer.apply(gradients, part.trainable_variables)
+        return {"loss": 0.0}
+
+    def _gradients(self, loss, part):
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                value = loss()
+            return tape.gradient(value, part.trainable_variables)
+        self.zero_grad()
+        loss().backward()
+        return [variable.value.grad for variable in part.trainable_variables]
+
+
+@pytest.fixture
+def gan():
+    """A GAN on TensorFlow or torch, whose `fit` takes a batch of four numbers each."""
+    return Gan()
+
+
 @pytest.fixture
 def batches():
     """Inputs (64, 8) and labels (64,) in three classes that can be learned."""

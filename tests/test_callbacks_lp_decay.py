@@ -879,6 +879,21 @@ def test_patterns_that_match_nothing_are_refused_before_the_training():
     refused(model, "There is no variable to decay", exclude="kernel")
 
 
+@pytest.mark.backend("tensorflow", "torch")
+def test_models_in_one_that_is_never_called_are_decayed_from_the_first_step(gan):
+    g_opt = keras.optimizers.SGD(0.1)
+    gan.compile(keras.optimizers.SGD(0.0), g_opt)
+    kernel = gan.generator.layers[0].kernel
+    for part in (gan.generator, gan.discriminator):
+        part.layers[0].kernel.assign(np.ones(part.layers[0].kernel.shape))
+    x = np.zeros((4, 4), "float32")  # The kernel of the generator has no gradient.
+    callback = LpDecayCallback(0.5, p=2.0, optimizer=g_opt, exclude="^d/")
+    history = gan.fit(x, epochs=2, verbose=0, callbacks=[callback])
+    np.testing.assert_allclose(kernel.numpy(), np.full((2, 4), 1.05**-2), rtol=1e-5)
+    np.testing.assert_array_equal(gan.discriminator.layers[0].kernel.numpy(), np.ones((4, 1)))
+    assert history.history["nonzero"] == [8, 8]
+
+
 # ------------------------------------------------------------------ saving
 
 

@@ -153,6 +153,14 @@ def test_model_that_its_first_batch_builds_is_logged(fit):
     assert history["nonzero"] == [8 * 3]
 
 
+@pytest.mark.backend("tensorflow", "torch")
+def test_model_that_trains_the_models_in_it_and_is_never_called_is_logged(gan):
+    gan.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.01))
+    logger = keras_lp.SparsityLogger()
+    history = gan.fit(np.ones((4, 4), "float32"), epochs=2, verbose=0, callbacks=[logger])
+    assert history.history["nonzero"] == [2 * 4 + 4] * 2
+
+
 def test_model_that_no_training_builds_is_refused_with_a_remedy():
     logger = keras_lp.SparsityLogger()
     logger.set_model(keras.Sequential([keras.layers.Dense(3)]))

@@ -519,7 +519,9 @@ def test_bad_argument_is_an_error_that_names_value_and_remedy(model, old_file, a
         export_tflite(model, old_file, **arguments)
 
 
-def test_unbuilt_model_is_an_error(old_file):
+def test_unbuilt_model_is_an_error(old_file, gan):
+    with pytest.raises(ValueError, match=r"must be built.*pass one of the models in it"):
+        export_tflite(gan, old_file)
     with pytest.raises(ValueError, match="must be built"):
         export_tflite(keras.Sequential([keras.layers.Dense(2)]), old_file)
 

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lp.keras_internals import renew_training_state
+from keras_lp.keras_internals import layers_of_applications, renew_training_state
 
 
 class Doubles(keras.callbacks.Callback):
@@ -49,3 +49,11 @@ def test_names_of_keras_that_are_not_public_are_there_and_hold_what_we_rely_on()
             "metrics_variables": len(model.metrics_variables),
         }
     ]
+
+
+def test_layers_of_applications_are_there():
+    kinds = layers_of_applications()
+    x = np.ones((2, 3), "float32")
+    found = [kinds["LayerScale"](0.5, 3)(x), kinds["CustomScaleLayer"](0.5)([x, x])]
+    found = [keras.ops.convert_to_numpy(one) for one in found]
+    np.testing.assert_array_equal(found, [0.5 * x, 1.5 * x])

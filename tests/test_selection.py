@@ -4,9 +4,11 @@ import re
 import warnings
 
 import keras
+import numpy as np
 import pytest
 
-from keras_lp import selection
+import keras_lp
+from keras_lp import LpAdamW, selection
 
 
 def paths(variables):
@@ -110,6 +112,46 @@ def test_pattern_that_matches_the_name_of_the_model_and_so_everything_is_warned_
         warnings.simplefilter("error")
         selection.find_overrides(decayed[:1], ["hidden"])  # The only variable there is.
         selection.find_overrides(decayed, ["hidden"])
+
+
+class EmbeddingNet(keras.Model):
+    """The paths of its variables all begin with `embedding_net/`."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = keras.layers.Embedding(5, 4, name="words")
+        self.head = keras.layers.Dense(2, name="head")
+
+    def call(self, x):
+        return self.head(self.words(x))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, exclude: LpAdamW(exclude=exclude).build(model.trainable_variables),
+        lambda model, exclude: keras_lp.sparsity_report(model, exclude=exclude),
+        lambda model, exclude: keras_lp.prune(model, 0.5, exclude=exclude),
+        lambda model, exclude: keras_lp.freeze_zeros(model, exclude=exclude),
+        lambda model, exclude: keras_lp.strip_pruning(model, exclude=exclude),
+    ],
+    ids=["optimizer", "report", "prune", "freeze", "strip"],
+)
+def test_exclusion_that_matches_the_name_of_the_model_says_so_and_the_remedy_helps(use):
+    model = EmbeddingNet()
+    model(np.zeros((1, 3), "int32"))
+    message = r"`exclude` has a pattern that matches every trainable.*the model's own name.*'embed"
+    with pytest.raises(ValueError, match=message):
+        use(model, "embedding")
+    use(model, "words/embedding")
+
+
+def test_optimizer_of_a_quantized_model_says_so_and_the_remedy_helps(mlp):
+    model = mlp()
+    LpAdamW().build(model.trainable_variables)  # As in a training before.
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"no variable to decay.*quantized layers are integers"):
+        LpAdamW().build(model.trainable_variables)
 
 
 def made(decayed, names=("dense/kernel", "dense/bias", "dense_1/kernel"), patterns=((), ())):

@@ -245,6 +245,16 @@ def test_model_that_was_built_without_its_variables_is_an_error_that_says_to_cal
     assert keras_lp.prune(model, 0.5).zeros == 4
 
 
+def test_model_that_is_never_called_is_taken_with_the_variables_of_the_models_in_it(gan):
+    assert not gan.built
+    assert sparsity_report(gan).size == 2 * 4 + 4
+    assert keras_lp.prune(gan, 0.5).zeros == 6
+    keras_lp.freeze_zeros(gan)
+    assert gan.discriminator.layers[0].kernel.constraint is not None
+    keras_lp.unfreeze_zeros(gan)
+    assert gan.discriminator.layers[0].kernel.constraint is None
+
+
 @pytest.mark.parametrize("thing", ["model.keras", None, keras.layers.Dense(2)])
 def test_what_is_no_model_is_an_error_that_names_its_type(thing):
     with pytest.raises(TypeError, match=r"`model` must be a Keras 3 model.*Received: .*type "):

@@ -141,6 +141,10 @@ def test_quantized_model_is_refused_with_remedies_that_work(mlp, mode):
     prune(model, 0.5, scope="layer")
     model.quantize(mode)
     assert keras_lp.sparsity_report(model).sparsity >= 0.5
+    with pytest.raises(ValueError, match=r"Prune first, then call `model.quantize`\. Received"):
+        prune(model, 0.5)  # There is nothing else to prune.
+    with pytest.raises(ValueError, match=r"quantized layers are integers.*prune first, then call"):
+        prune(model, 0.5, exclude=["hidden", "logits/kernel"])
 
 
 def test_model_with_adapters_is_refused_with_remedies_that_work(mlp):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_lp.keras_internals import layers_of_applications
 from keras_lp.optional import import_tfmot
 from keras_lp.tfmot import from_tf_keras, to_tf_keras
 
@@ -371,6 +372,64 @@ def test_layer_of_ones_own_is_an_error_that_names_it_and_the_remedy_helps(random
     np.testing.assert_allclose(outputs(back, inputs)[0], outputs(model, inputs)[0], 1e-5)
 
 
+class Doubled(layers.Layer):
+    """In place of a Lambda, with no argument of its own."""
+
+    def call(self, x):
+        return 2 * x
+
+
+class Applied(layers.Layer):
+    """The same, of the function that it is given."""
+
+    def __init__(self, function, arguments, **others):
+        super().__init__(**others)
+        self.function = function
+        self.arguments = arguments
+
+    def call(self, x):
+        return self.function(x, **self.arguments)
+
+
+class Variadic(Doubled):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+
+
+@pytest.mark.parametrize("custom", [layers.Lambda, Doubled, Applied, Variadic])
+def test_lambda_is_an_error_whose_remedies_help(custom, random):
+    start = tf_keras.Input((4,))
+    function = tf_keras.layers.Lambda(lambda x, by: x * by, arguments={"by": 2.0}, name="mine")
+    legacy = tf_keras.Model(start, function(start))
+    remedy = r"`custom_layers=\{tf_keras\.layers\.Lambda: keras\.layers\.Lambda\}`.*layer class of"
+    with pytest.raises(ValueError, match=rf"'mine' of class .*Lambda computes.*{remedy}"):
+        from_tf_keras(legacy)
+    model = from_tf_keras(legacy, {tf_keras.layers.Lambda: custom})
+    assert [type(model.layers[1]), model.layers[1].name] == [custom, "mine"]
+    inputs = numbers((4,))(random)
+    np.testing.assert_allclose(outputs(model, inputs)[0], 2 * inputs, rtol=1e-6)
+
+
+def test_lambda_of_keras_3_goes_over_by_its_remedy(random):
+    model = sequential(layers.Lambda(lambda x: 3 * x), shape=(4,))
+    with pytest.raises(ValueError, match=r"{keras\.layers\.Lambda: tf_keras\.layers\.Lambda}"):
+        to_tf_keras(model)
+    legacy = to_tf_keras(model, {layers.Lambda: tf_keras.layers.Lambda})
+    inputs = numbers((4,))(random)
+    np.testing.assert_allclose(outputs(legacy, inputs)[0], 3 * inputs, rtol=1e-6)
+
+
+def test_custom_layer_that_fails_is_itself_named_as_what_to_mend():
+    def fail(x):
+        raise RuntimeError("no way")
+
+    model = sequential(layers.Lambda(fail, output_shape=(4,), name="odd"), shape=(4,))
+    with pytest.raises(
+        ValueError, match=r"(?s)'odd'.*no way.*Mend or replace tf_keras.*Lambda, wh"
+    ):
+        to_tf_keras(model, {layers.Lambda: tf_keras.layers.Lambda})
+
+
 def test_layer_that_computes_something_else_is_found():
     model = sequential(Twice(), layers.Dense(2), shape=(4,))
     with pytest.raises(ValueError, match=r"computes something else.*`custom_layers`.*'net'"):
@@ -488,6 +547,103 @@ def test_lookups_keep_their_vocabularies_there_and_back(make, inputs):
         np.testing.assert_array_equal(outputs(made, inputs)[0], outputs(model, inputs)[0])
 
 
+CATEGORIES = [
+    ("Discretization", {"bin_boundaries": [0.0, 1.0]}, "float32"),
+    ("Discretization", {"bin_boundaries": [0.0, 1.0], "output_mode": "one_hot"}, "float32"),
+    (
+        "Discretization",
+        {"bin_boundaries": [0.0, 1.0], "output_mode": "one_hot", "dtype": "int64"},
+        "float32",
+    ),
+    ("IntegerLookup", {"vocabulary": [1, 3], "output_mode": "multi_hot"}, "int64"),
+    ("IntegerLookup", {"vocabulary": [1, 3], "num_oov_indices": 2}, "int64"),
+    ("CategoryEncoding", {"num_tokens": 4, "output_mode": "count"}, "int32"),
+    ("Hashing", {"num_bins": 5, "salt": 3}, "int64"),
+    ("Normalization", {"axis": None, "mean": 1.0, "variance": 4.0}, "float32"),
+    ("Rescaling", {"scale": 0.3, "offset": 0.1}, "uint8"),
+]
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("convert", [to_tf_keras, from_tf_keras])
+@pytest.mark.parametrize(("name", "arguments", "dtype"), CATEGORIES)
+def test_preprocessing_gives_the_same_numbers_eagerly_and_in_a_graph(
+    name, arguments, dtype, convert
+):
+    import tensorflow as tf
+
+    library = keras if convert is to_tf_keras else tf_keras
+    if library is keras and "int64" in arguments.values():
+        pytest.skip("Keras 3 itself cuts the inputs in a graph, and not outside")
+    start = library.Input((1,), dtype=dtype)
+    model = library.Model(start, getattr(library.layers, name)(**arguments)(start))
+    made = convert(model)
+    inputs = tf.constant([[-0.5], [0.5], [1.5]] if dtype == "float32" else [[0], [1], [3]], dtype)
+    for call in (made, tf.function(made, autograph=False)):
+        np.testing.assert_allclose(outputs(call, inputs)[0], outputs(model, inputs)[0], rtol=1e-6)
+
+
+@pytest.mark.backend("tensorflow")
+def test_layer_that_computes_something_else_in_a_graph_is_found():
+    class CutsInGraph(layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return x if tf.executing_eagerly() else keras.ops.floor(x)
+
+    start = tf_keras.Input((3,))
+    identity = in_tf_keras(lambda x: x)
+    with pytest.raises(ValueError, match="computes something else"):
+        from_tf_keras(tf_keras.Model(start, identity()(start)), {identity: CutsInGraph})
+
+
+def test_integers_that_differ_are_found_beside_an_output_that_last_digits_decide():
+    class Two(layers.Layer):
+        def call(self, x):
+            return keras.ops.sin(1e7 * x), keras.ops.cast(keras.ops.floor(x), "int32")
+
+    def other(x):
+        back = tf_keras.backend
+        return back.sin(1e7 * x * (1 + 1e-6)), back.cast(back.round(x), "int32")
+
+    start = keras.Input((4,))
+    with pytest.raises(ValueError, match="computes something else"):
+        to_tf_keras(keras.Model(start, Two()(start)), {Two: in_tf_keras(other)})
+
+
+def only_layer(make, mask_zero):
+    """A functional model in which a layer is called, with a mask or without one."""
+    start = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 4, mask_zero=mask_zero)(start)
+    return keras.Model(start, make(x))
+
+
+@pytest.mark.parametrize("mask_zero", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: layers.GroupNormalization(2)(x),
+        lambda x: layers.RMSNormalization(axis=[1, 2])(x),
+        lambda x: layers.SpectralNormalization(layers.Dense(3))(x),
+        lambda x: layers_of_applications()["LayerScale"](0.1, 4)(x),
+        lambda x: layers_of_applications()["CustomScaleLayer"](0.3)([x, layers.Dense(4)(x)]),
+    ],
+    ids=["group", "rms", "spectral", "scale", "residual"],
+)
+def test_layers_that_tf_keras_has_otherwise_come_back_with_and_without_a_mask(
+    make, mask_zero, random
+):
+    model = scatter(only_layer(make, mask_zero), random)
+    inputs = random.integers(0, 3, (3, 5))
+    legacy = to_tf_keras(model)
+    back = from_tf_keras(legacy)
+    assert [type(layer) for layer in back.layers] == [type(layer) for layer in model.layers]
+    for made in (legacy, back):
+        np.testing.assert_allclose(
+            outputs(made, inputs)[0], outputs(model, inputs)[0], rtol=1e-4, atol=1e-5
+        )
+
+
 def test_stateful_layer_begins_without_a_state(random):
     start = keras.Input(batch_shape=(3, 5, 2))
     model = keras.Model(start, layers.LSTM(4, stateful=True)(start))
@@ -577,7 +733,9 @@ def test_model_of_the_wrong_library_is_an_error():
         from_tf_keras(sequential(layers.Dense(2), shape=(3,)))
 
 
-def test_models_that_are_not_built_are_refused():
+def test_models_that_are_not_built_are_refused(gan):
+    with pytest.raises(ValueError, match=r"must be built.*pass one of the models in it"):
+        to_tf_keras(gan)
     with pytest.raises(ValueError, match="must be built"):
         to_tf_keras(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(ValueError, match="must be built"):

@@ -16,7 +16,13 @@ import numpy as np
 from keras import ops
 
 from keras_lp.callbacks.event_files import EventFiles
-from keras_lp.callbacks.training import add_logs, batches_done, batches_seen, count_zeros
+from keras_lp.callbacks.training import (
+    add_logs,
+    batches_done,
+    batches_seen,
+    count_zeros,
+    has_variables,
+)
 from keras_lp.selection import Named
 from keras_lp.sparsity.report import by_variable, sort_weights
 
@@ -87,7 +93,7 @@ class SparsityLogger(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Refuses, as far as this is known by now, what cannot be counted."""
-        if self.model.built and self.model.trainable_variables:
+        if has_variables(self.model):
             sort_weights(self.model, self._named)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -63,7 +63,7 @@ def built_decays(
     """
     optimizer: Any = getattr(model, "optimizer", None)
     is_ours = {id(one) for one in lp_optimizers([optimizer])} & set(map(id, decays))
-    if is_ours and not optimizer.built and has_variables(model):
+    if is_ours and not optimizer.built and model.built and has_variables(model):
         optimizer.build(model.trainable_variables)
     if has_more_to_come and not all(decay.built for decay in decays):
         return []

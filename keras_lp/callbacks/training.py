@@ -13,6 +13,7 @@ from keras_lp.optimizers.lp_update import LpUpdate
 from keras_lp.optional import is_tf_keras_model
 from keras_lp.selection import UNNAMED, Named, optimizers_of, optimizers_within
 from keras_lp.sparsity.report import sort_weights
+from keras_lp.sparsity.weights import layers_within
 
 
 def lp_optimizers(optimizers: Iterable[Any]) -> list[LpUpdate]:
@@ -25,9 +26,11 @@ def lp_optimizers(optimizers: Iterable[Any]) -> list[LpUpdate]:
 def has_variables(model: Any) -> bool:
     """Whether a model is built: `fit` may do so in its first batch.
 
-    Keras also calls a subclassed model built that was told an input shape and has no variable yet.
+    Keras also calls a subclassed model built that was told an input shape and has no variable yet,
+    and never one whose training step calls the models in it alone.
     """
-    return bool(model.built and model.trainable_variables)
+    is_built = model.built or all(one.built for one in layers_within(model) if one is not model)
+    return bool(is_built and model.trainable_variables)
 
 
 @contextlib.contextmanager

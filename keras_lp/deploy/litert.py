@@ -31,7 +31,7 @@ from keras_lp.deploy.tracing import check_inputs
 from keras_lp.deploy.verifying import check_loads, check_outputs
 from keras_lp.deploy.writing import check_path, write_atomically
 from keras_lp.optional import require
-from keras_lp.sparsity.report import check_model
+from keras_lp.sparsity.report import check_is_built
 
 # Largest error that verification accepts, as a share of the largest output. Broken files
 # are off by about 1; float16 keeps 11 bits of each weight, int8 8 of the largest.
@@ -175,7 +175,7 @@ def export_tflite(
     >>> result = keras_lp.export_tflite(model, "model.tflite", quantization="float16")
     >>> print(result)
     """
-    check_model(model)
+    check_is_built(model)
     path = check_path(path, ".tflite")
     _check_flags(sparse=sparse, verify=verify, latency=latency)
     _check_settings(quantization, representative_dataset, runtime, batch_size, tolerance)

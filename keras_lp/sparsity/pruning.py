@@ -135,13 +135,15 @@ def check_finite(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None
         )
 
 
-def check_floats(weights: Iterable[Weight], why: str) -> None:
+def check_floats(weights: Sequence[Weight], why: str) -> None:
     """Raises ValueError, with the reason and a remedy, where weights are integers."""
     quantized = [one.variable for one in weights if one.is_quantized]
     if quantized:
+        has_others = len(quantized) < len(weights)
         raise ValueError(
-            f"Argument `model` is quantized, and {why}, or leave out what is quantized with "
-            f"`exclude`. Received: integers in {list_paths(quantized, 5)}"
+            f"Argument `model` is quantized, and {why}"
+            f"{', or leave out what is quantized with `exclude`' if has_others else ''}. "
+            f"Received: integers in {list_paths(quantized, 5)}"
         )
 
 

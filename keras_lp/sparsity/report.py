@@ -339,13 +339,26 @@ def check_is_model(model: Any) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Raises TypeError unless `model` is a Keras 3 model, ValueError unless it is built."""
+    """Raises TypeError unless `model` is a Keras 3 model, ValueError unless it has its variables.
+
+    A model whose training step trains the models in it, as of a GAN, need never be called itself.
+    """
     check_is_model(model)
-    is_unbuilt = not model.weights and not all(one.built for one in layers_within(model))
-    if is_unbuilt or not model.built:
+    if not (model.weights or all(one.built for one in layers_within(model))):
         raise ValueError(
             "Argument `model` must be built: its variables do not exist yet. Call it on a batch "
             f"of data: `model(x)`. Received: model={model.name!r} (without variables)"
+        )
+
+
+def check_is_built(model: Any) -> None:
+    """Raises as `check_model` does, and ValueError where a model has never been called."""
+    check_model(model)
+    if not model.built:
+        raise ValueError(
+            "Argument `model` must be built: nothing tells what it computes yet. Call it on a "
+            "batch of data, `model(x)`, or pass one of the models in it if it cannot be called. "
+            f"Received: model={model.name!r} (never called)"
         )
 
 

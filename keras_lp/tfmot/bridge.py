@@ -13,8 +13,9 @@ import keras
 import numpy as np
 
 from keras_lp.deploy.comparing import compare, is_functional
+from keras_lp.deploy.inference import in_graph
 from keras_lp.optional import check_tf_keras_is_built, is_tf_keras_model
-from keras_lp.sparsity.report import check_model
+from keras_lp.sparsity.report import check_is_built
 from keras_lp.tfmot.graph import (
     calls_in_keras,
     calls_in_tf_keras,
@@ -57,8 +58,9 @@ def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = 
     Args:
         model: A built Keras 3 model, Sequential or functional, on any backend.
         custom_layers: Dictionary from classes of Keras 3 layers to the tf_keras classes to take
-            for them, which need the same constructor arguments and weights. Defaults to
-            `None`.
+            for them, which need the same constructor arguments and weights. A class for
+            `Lambda` needs no arguments; its `function` and `arguments` are those of the layer.
+            Defaults to `None`.
 
     Returns:
         A `tf_keras.Model`.
@@ -73,7 +75,7 @@ def to_tf_keras(model: keras.Model, custom_layers: Mapping[type, type] | None = 
     >>> legacy = keras_lp.tfmot.to_tf_keras(model)
     >>> legacy.compile("adam", "mse")
     """
-    check_model(model)
+    check_is_built(model)
     made = _Rebuilding(to_tf_keras_direction(), custom_layers).run(model)
     _check_same(model, made, "tf_keras")
     return made
@@ -87,7 +89,7 @@ def from_tf_keras(model: Any, custom_layers: Mapping[Any, Any] | None = None) ->
             `keras_lp.strip_pruning` takes those off. What calls in it say on `training` holds
             at inference only, as the training of the whole model overrides it in Keras 3.
         custom_layers: Dictionary from classes of tf_keras layers to the Keras 3 classes to take
-            for them, which need the same constructor arguments and weights; and from functions
+            for them, as in `to_tf_keras`; and from functions
             of TensorFlow that stand between the layers, such as `tf.nn.relu(x)`, to functions of
             the same arguments on tensors of Keras 3, where keras_lp does not know the function.
             Defaults to `None`.
@@ -175,7 +177,7 @@ class _Rebuilding:
         made = self._direction.target.Sequential([first], name=model.name)
         for layer in model.layers:
             copy = self._make(layer)
-            with errors_name(layer, self._direction):
+            with errors_name(layer, self._direction, self._custom):
                 made.add(copy)
         return made
 
@@ -224,11 +226,17 @@ class _Rebuilding:
             kwargs.pop("training", None)
             if "mask" in names:  # Where Keras 3 has none, tf_keras might find one.
                 kwargs.setdefault("mask", None)
-        elif args and isinstance(operation, (layers.RNN, layers.Bidirectional)):
+        elif "mask" not in names and kwargs.get("mask") is None:
+            kwargs.pop("mask", None)  # That of tf_keras takes one, and was called without.
+        if (
+            not self._to_tf_keras
+            and args
+            and isinstance(operation, (layers.RNN, layers.Bidirectional))
+        ):
             # There the initial state comes in one list with the inputs.
             first, *state = args[0] if isinstance(args[0], (list, tuple)) else args
             args, kwargs = [first], {**kwargs, "initial_state": state or None}
-        with errors_name(operation, self._direction):
+        with errors_name(operation, self._direction, self._custom):
             return layer(*args[:1], **kwargs)
 
 
@@ -299,9 +307,10 @@ def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
         return keras.tree.map_structure(np.asarray, outputs)
 
     def is_same(expected: np.ndarray, output: np.ndarray) -> bool:
-        if expected.shape != output.shape or expected.dtype.kind != output.dtype.kind:
+        if expected.shape != output.shape:
             return False
-        if expected.dtype.kind != "f":
+        # Encodings of categories are integers in Keras 3, and the same floats in tf_keras.
+        if not expected.dtype.kind == output.dtype.kind == "f":
             return np.array_equal(expected, output)
         # Where numbers overflow, the last digits decide by what.
         finite = np.isfinite(expected) & np.isfinite(output)
@@ -311,7 +320,7 @@ def _check_same(model: keras.Model, legacy: Any, made: str) -> None:
         scale = np.max(np.abs(expected), initial=0.0)
         return bool(np.max(np.abs(expected - output), initial=0.0) <= _TOLERANCE * scale)
 
-    same, reason = compare(model, run, is_same, _NUDGE)
+    same, reason = compare(model, run, is_same, _NUDGE, in_graph(model))
     if same is False:
         raise ValueError(
             f"The {made} model computes something else than the given one. Some layer means "

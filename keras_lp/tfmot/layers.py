@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_lp.keras_internals import layers_of_applications
 from keras_lp.optional import import_tf_keras
 from keras_lp.tfmot.activations import activation_for_keras, activation_for_tf_keras
 from keras_lp.tfmot.extra_layers import extra_layers
@@ -83,6 +84,17 @@ def convert_layer(
             counterpart.
     """
     kind = custom_layers.get(type(layer)) or _counterpart(type(layer), direction)
+    if kind is None and type(layer) is direction.source.layers.Lambda:
+        source, target = (
+            f"{one.__name__}.layers.Lambda" for one in (direction.source, direction.target)
+        )
+        raise ValueError(
+            f"Layer {layer.name!r} of class {_full_name(type(layer))} computes a function that "
+            f"was written for {direction.source_name}. If it computes in {direction.target_name} "
+            f"too, as `x * 2` does, pass `custom_layers={{{source}: {target}}}`; if not, pass a "
+            f"{direction.target_name} layer class of your own there, which gets `function` and "
+            "`arguments` if its constructor takes them."
+        )
     if kind is None:
         raise ValueError(
             f"Layer {layer.name!r} of class {_full_name(type(layer))} has no counterpart in "
@@ -99,13 +111,15 @@ def convert_layer(
             )
         elif name in _IN_KWARGS and value:
             arguments[name] = value
+        elif type(layer) is direction.source.layers.Lambda:
+            continue  # The class that is given for it stands for the function too.
         elif not (_has_no_effect(name) or _is_default(name, value, defaults)):
             raise ValueError(
                 f"Argument `{name}` of layer {layer.name!r} (class {_full_name(type(layer))}) "
                 f"has no counterpart in {direction.target_name}. Leave it at its default, or "
                 f"pass `custom_layers={{{type(layer).__name__}: ...}}`. Received: {name}={value!r}"
             )
-    with errors_name(layer, direction):
+    with errors_name(layer, direction, custom_layers):
         return kind(**arguments)
 
 
@@ -113,9 +127,15 @@ def _config(layer: Any) -> dict[str, Any]:
     """The arguments of a layer's constructor, by name."""
     config = dict(layer.get_config())
     kind = type(layer).__name__
+    if kind == "Lambda":  # There the functions are bytes, and the mask is left out.
+        names = ("function", "arguments", "mask")
+        config = {key: config[key] for key in ("name", "trainable", "dtype")}
+        config |= {name: getattr(layer, name, None) for name in names}
     if kind in LOOKUPS:
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
         del config["dtype"]  # It has no effect in Keras 3, and tf_keras takes no float everywhere.
+    if kind == "Discretization" and keras.backend.is_int_dtype(layer.dtype):
+        del config["dtype"]  # Of the outputs in tf_keras; Keras 3 makes integers of the inputs.
     missing = _NOT_IN_CONFIG.get(kind)
     if missing is not None and missing not in config:
         config[missing] = getattr(layer, missing)
@@ -123,15 +143,22 @@ def _config(layer: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def errors_name(layer: Any, direction: Direction) -> Iterator[None]:
-    """Makes a ValueError that names the layer of what the target raises."""
+def errors_name(
+    layer: Any, direction: Direction, custom_layers: Mapping[Any, Any]
+) -> Iterator[None]:
+    """Makes a ValueError that names the layer, and the remedy, of what the target raises."""
     try:
         yield
     except Exception as error:
+        name, given = type(layer).__name__, custom_layers.get(type(layer))
+        remedy = (
+            f"Pass `custom_layers={{{name}: ...}}`."
+            if given is None
+            else f"Mend or replace {_full_name(given)}, which `custom_layers` gives for it."
+        )
         raise ValueError(
             f"Layer {layer.name!r} of class {_full_name(type(layer))} could not be made in "
-            f"{direction.target_name}: {error}. Pass "
-            f"`custom_layers={{{type(layer).__name__}: ...}}`."
+            f"{direction.target_name}: {error}. {remedy}"
         ) from error
 
 
@@ -157,12 +184,13 @@ def _counterpart(kind: type, direction: Direction) -> Any:
     """The class of the same name, for a class that is the library's own."""
     if kind is direction.source.layers.Lambda:
         return None  # Its function is written for one of the libraries.
-    extra, is_of_keras = extra_layers(), direction.source is keras
-    if is_of_keras and kind.__name__ in extra and kind.__module__.startswith("keras."):
-        return extra[kind.__name__]
-    is_own = getattr(direction.source.layers, kind.__name__, None) is kind
-    if is_own or (not is_of_keras and extra.get(kind.__name__) is kind):
-        return getattr(direction.target.layers, kind.__name__, None)
+    extra, is_of_keras, name = extra_layers(), direction.source is keras, kind.__name__
+    if is_of_keras and name in extra and kind.__module__.startswith("keras."):
+        return extra[name]
+    if getattr(direction.source.layers, name, None) is kind:
+        return getattr(direction.target.layers, name, None)
+    if not is_of_keras and extra.get(name) is kind:
+        return getattr(keras.layers, name, None) or layers_of_applications()[name]
     return None
 
 
