@@ -507,7 +507,7 @@ def test_path_that_is_a_folder_is_an_error(model, tmp_path):
         ({"inputs": np.ones((2, 9, 8, 1))}, r"shape \(-1, 8, 8, 1\).*Received: shape \(2, 9, 8"),
         ({"inputs": np.ones((0, 8, 8, 1))}, r"must hold a non-empty array.*shape \(0, 8, 8, 1\)"),
         ({"inputs": "text"}, r"must hold numbers for input.*Received: 'text'"),
-        ({"inputs": {"other": np.ones((2, 8, 8, 1))}}, r"cannot be called with.*`inputs`"),
+        ({"inputs": {"other": np.ones((2, 8, 8, 1))}}, r"by its name.*Received: arrays other"),
         (
             {"inputs": [np.ones((2, 8, 8, 1))] * 2},
             r"must hold one array.*Received: list of 2 arrays",
