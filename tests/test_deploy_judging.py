@@ -37,7 +37,7 @@ def judge(output, expected, tolerance=TOLERANCE):
 )
 def test_channel_that_is_lost_beside_larger_ones_is_an_error(expected):
     step = np.ptp(expected) / 255
-    message = r"in channel \d+.* of output 'boxes'.*spans .*allowed .*output of its own"
+    message = r"in channel \d+.* of output 'boxes'.*spans .*allowed .*output of their own"
     with pytest.raises(RuntimeError, match=message):
         judge(rounded(expected, step), expected)
     # It is the channel, not the output as a whole.
@@ -80,6 +80,15 @@ def test_tolerance_holds_for_channels_too():
     assert judge(output, expected, tolerance=1.0) == np.abs(output - expected).max()
     with pytest.raises(RuntimeError, match=r"in channel"):
         judge(expected + 0.01, expected, tolerance=1e-3)
+
+
+def test_output_that_int8_loses_as_a_whole_is_told_to_be_split():
+    expected = draws((8, 3), 0, 1)
+    message = r"at a largest output of .*In int8 all channels .*an output of their own\. Pass `inp"
+    with pytest.raises(RuntimeError, match=message):
+        check_output("boxes", rounded(expected, 4), expected, TOLERANCE, is_int8=True)
+    with pytest.raises(RuntimeError, match=r"allowed 0\.\d+\. Pass `inputs`"):
+        judge(rounded(expected, 4), expected)
 
 
 def test_integers_are_judged_as_a_whole():

@@ -146,18 +146,16 @@ def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list
     """
     argument = "representative_dataset"
     size = fixed_size(details) or 1
-    samples: list[Feed] = []
-    feeds: list[Feed] = []
-    batch = None
-    for batch, feed in _batches(model, details, dataset, argument):
-        samples += _split(feed, size)
-        feeds.append(feed)
+    batches = list(_batches(model, details, dataset, argument))
+    feeds = [feed for _, feed in batches]
+    samples = [part for feed in feeds for part in _split(feed, size)]
     if not samples:
         raise ValueError(
             f"Argument `{argument}` must hold batches of at least {size} examples of the model's "
             "inputs, and a generator can be used once. Received: no such batch"
         )
-    return samples, as_the_model_takes_it(model, _examples_of_one_size(feeds, size), batch)
+    examples = _examples_of_one_size(feeds, size)
+    return samples, as_the_model_takes_it(model, examples, batches[0][0])
 
 
 def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:

@@ -14,8 +14,19 @@ _NEARLY_CONSTANT = 1e-2  # spread of a channel, as a share of its largest magnit
 _LEAST_ROWS = 8  # in which a channel shows its spread
 _NEGLIGIBLE = 1e-5  # error, as a share of the largest magnitude in the whole output
 
+_SHARED_STEP = (
+    "In int8 all channels of an output share one step: give those of another scale an output of "
+    "their own. "
+)
 
-def check_output(name: str, output: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+
+def check_output(
+    name: str,
+    output: np.ndarray,
+    expected: np.ndarray,
+    tolerance: float,
+    is_int8: bool = False,
+) -> float:
     """The largest absolute error of an output; raises RuntimeError if it is too large.
 
     The output as a whole may be off by `tolerance` of its largest magnitude. Channels of a
@@ -26,6 +37,7 @@ def check_output(name: str, output: np.ndarray, expected: np.ndarray, tolerance:
         output: What the file gives.
         expected: What the model gives.
         tolerance: A share of the largest magnitude or spread.
+        is_int8: Whether the file computes in int8.
     """
     if output.shape != expected.shape:
         raise RuntimeError(
@@ -45,12 +57,13 @@ def check_output(name: str, output: np.ndarray, expected: np.ndarray, tolerance:
     error = float(np.max(errors, initial=0.0))
     scale = float(np.max(np.abs(expected), initial=0.0))
     if not error <= (tolerance * scale if scale > 0 else _SLACK):
+        shared = _SHARED_STEP if is_int8 else ""
         raise RuntimeError(
             refusal(
                 f"disagrees with the model in output {name!r}",
                 f"Largest error {error:.3g} at a largest output of {scale:.3g}, allowed "
-                f"{tolerance * scale:.3g}. Pass `inputs` of the range the model was trained "
-                "on, or a larger `tolerance` if this error is acceptable",
+                f"{tolerance * scale:.3g}. {shared}Pass `inputs` of the range the model was "
+                "trained on, or a larger `tolerance` if this error is acceptable",
             )
         )
     if has_channels and expected.size >= _LEAST_ROWS * expected.shape[-1]:
@@ -84,9 +97,8 @@ def _check_channels(name: str, errors: np.ndarray, expected: np.ndarray, toleran
                 f"disagrees with the model in channel {channel}{others} of output {name!r}",
                 f"It spans {spreads[channel]:.3g} there, where others span up to "
                 f"{spreads.max():.3g}, and is off by {errors[channel]:.3g}, allowed "
-                f"{tolerance * scale:.3g}. In int8 all channels of an output share one step: give "
-                "those of another scale an output of its own. Or pass a larger `tolerance` if "
-                "this error is acceptable",
+                f"{tolerance * scale:.3g}. {_SHARED_STEP}Or pass a larger `tolerance` if this "
+                "error is acceptable",
             )
         )
 
