@@ -147,8 +147,8 @@ def export_tflite(
             default interpreter on x86 processors with AVX.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
             a list or dict of arrays, with a batch dimension. A file that takes some number at
-            once is run on the first parts of that number. Defaults to examples of the
-            `representative_dataset`, 32 at most, or to random numbers from a fixed seed: standard normal
+            once is run on the first parts of that number. Defaults to 32 examples of the
+            `representative_dataset`, or to random numbers from a fixed seed: standard normal
             ones, and integers below the smallest vocabulary of the model's embeddings, or 0
             and 1 without one.
         tolerance: Float >= 0. Largest error that verification accepts, as a share of the
