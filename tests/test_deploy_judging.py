@@ -45,6 +45,28 @@ def test_channel_that_is_lost_beside_larger_ones_is_an_error(expected):
     assert judge(expected, expected) == 0
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [(0, 2, 1), (0, 1, 2)],
+    ids=["boxes last, as of YOLO", "channels last"],
+)
+def test_channels_may_lie_along_another_axis_that_is_the_shortest(axes):
+    boxes, scores = draws((8, 20, 4), 0, 300), draws((8, 20, 1), 0, 1, 1)
+    expected = np.concatenate([boxes, scores], axis=-1).transpose(axes)
+    along = "" if axes == (0, 1, 2) else " along axis 1"
+    with pytest.raises(RuntimeError, match=rf"in channel 4{along} of output 'boxes' in LiteRT"):
+        judge(rounded(expected, 300 / 255), expected)
+    judge(rounded(expected, 0.1), expected)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 50), (8, 4, 6, 64), (8, 6, 6, 3), (8, 20, 1)])
+def test_positions_of_one_scale_are_no_error(shape):
+    # From the middle to the borders of an image, or over the steps of a series.
+    slope = np.linspace(0.1, 1.0, shape[1]).reshape(1, -1, *[1] * (len(shape) - 2))
+    expected = draws(shape, -3, 3) * slope
+    judge(rounded(expected, np.ptp(expected) / 255), expected)
+
+
 def test_channels_are_named_with_the_worst_first():
     expected = detections()
     output = expected.copy()

@@ -152,9 +152,9 @@ def export_tflite(
             ones, and integers below the smallest vocabulary of the model's embeddings, or 0
             and 1 without one.
         tolerance: Float >= 0. Largest error that verification accepts, as a share of the
-            largest magnitude in the same output; in channels (the last axis) of a smaller
-            scale than others, of the largest spread among them. Defaults to `1e-3`, `2e-2`
-            for float16, `0.1` for dynamic and `0.2` for int8.
+            largest magnitude in the same output; in channels (the last axis, or one shorter
+            than all others) of a smaller scale than others, of the largest spread among them.
+            Defaults to `1e-3`, `2e-2` for float16, `0.1` for dynamic and `0.2` for int8.
         latency: Whether to measure how long a run takes, against the dense float32 file.
 
     Returns:
