@@ -415,6 +415,19 @@ def test_code_in_a_model_does_not_run(command, tmp_path, unchanged):
     assert not ran.exists()
 
 
+def test_paths_may_begin_with_the_home_folder(command, saved, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command("report", "~/model.keras") == command("report", saved)
+    assert command("strip", "~/model.keras", "~/stripped.keras").code == 0
+    assert (tmp_path / "stripped.keras").exists()
+    line = error_of(command("report", "~/none.keras"), 2)
+    assert re.search(r"File '/.*/none\.keras' does not exist", line)
+    data(x=np.ones((3, 8))).rename(tmp_path / "x.npz")
+    line = error_of(command("export", saved, "~/m.tflite", "--inputs", "~/none.npz"), 2)
+    assert re.search(r"File '/.*/none\.npz' does not exist", line)
+    assert command("export", saved, "~/m.tflite", "--inputs", "~/x.npz").code == 0
+
+
 def test_file_of_another_kind_is_an_error(command, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"")

@@ -22,6 +22,8 @@ MODULE = """
 import keras
 from keras import layers, ops
 
+FACTOR = 3.0
+
 
 @keras.saving.register_keras_serializable("mine")
 class Registered(layers.Layer):
@@ -66,6 +68,15 @@ class WithArguments(keras.Model):
         return self.dense(x)
 
 
+class WithDefaults(WithArguments):
+    def __init__(self, units=3):
+        super().__init__(units)
+
+
+def tripled(x):
+    return x * FACTOR
+
+
 class WithConfig(WithArguments):
     def __init__(self, units, **kwargs):
         keras.Model.__init__(self, **kwargs)
@@ -103,6 +114,13 @@ def of_own_parts(own):
             layers.Dense(3, activation=own.plain, kernel_constraint=own.Largest()),
         ]
     )
+
+
+EXAMPLE = 3.0  # of what a lambda reads in its module
+
+
+def with_a_function(function):
+    return keras.Sequential([keras.Input((4,)), layers.Lambda(function), layers.Dense(2)])
 
 
 def called(model):
@@ -173,7 +191,8 @@ def test_module_of_torch_is_an_error_that_says_what_converts_it(tmp_path):
 @pytest.mark.slow
 @pytest.mark.backend("jax", "torch")
 def test_model_of_own_parts_is_exported(own, tmp_path):
-    for model in (of_own_parts(own), called(own.Network()), called(own.WithConfig(2))):
+    models = [of_own_parts(own), called(own.Network()), called(own.WithConfig(2))]
+    for model in (*models, with_a_function(own.tripled)):
         assert export_tflite(model, tmp_path / "m.tflite").max_abs_error < 1e-5
 
 
@@ -181,5 +200,16 @@ def test_model_of_own_parts_is_exported(own, tmp_path):
 @pytest.mark.slow
 @pytest.mark.backend("jax", "torch")
 def test_constructor_that_keras_cannot_call_is_an_error_with_the_remedy(own):
-    with pytest.raises(RuntimeError, match=r"`get_config` that returns .*constructor.*`\*\*kwarg"):
-        convert(called(own.WithArguments(2)))
+    for kind in (own.WithArguments, own.WithDefaults):
+        with pytest.raises(RuntimeError, match=r"`get_config` that returns .*`\*\*kwargs`"):
+            convert(called(kind(2)))
+
+
+@needs_tensorflow
+@pytest.mark.slow
+@pytest.mark.backend("jax", "torch")
+def test_lambda_that_reads_what_is_around_it_is_an_error_with_the_remedy():
+    factors = np.ones(4, "float32")
+    for function in (lambda x: x * EXAMPLE, lambda x: x * factors):
+        with pytest.raises(RuntimeError, match=r"a function with a name, at the top level"):
+            convert(with_a_function(function))

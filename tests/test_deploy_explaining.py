@@ -65,6 +65,19 @@ class Wide(layers.Layer):
         return ops.cast(ops.cast(x, "float64") * 2, "float32")
 
 
+class Doubling(layers.Layer):
+    def build(self, shape):
+        self.factor = ops.full((4,), 2.0, self.compute_dtype)
+
+    def call(self, x):
+        return self.factor * x
+
+
+class DoublingRight(Doubling):
+    def call(self, x):
+        return ops.cast(self.factor, x.dtype) * x
+
+
 class Running(layers.Layer):
     def call(self, x):
         import tensorflow as tf
@@ -203,6 +216,11 @@ def slow(*values, marks=()):
             r"knows: BitwiseAnd in the model itself\. .*`keras\.ops\.top_k\(x, 1\)\[1\]`",
             lambda: functional((6,), lambda x: ops.top_k(layers.Dense(5)(x), 1)[1]),
         ),
+        slow(
+            lambda: sequential((4,), Doubling(dtype="mixed_float16")),
+            r"such as its `compute_dtype`.*Cast it in `call`, `keras\.ops\.cast\(constant, ",
+            lambda: sequential((4,), DoublingRight(dtype="mixed_float16")),
+        ),
         slow(dilated, r"Conv2DBackpropInput .*convolution of the same `dilation_rate`", flipped),
         slow(
             lambda: sequential((4,), Wide(), layers.Dense(2)),
@@ -304,6 +322,19 @@ def test_operation_of_a_model_that_keras_has_quantized_is_told_with_the_remedy()
     assert explained.endswith("op operand #0 must be tensor of 32-bit float values")
     plain = sequential((4,), layers.Dense(2, name="dense"))
     assert of_conversion(said, plain).startswith("LiteRT lacks BatchMatMulV3 in layer 'dense'. ")
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("Lambda: name 'K' is not defined", r"a function with a name, at the top level"),
+        ("got {'class_name': '__numpy__', 'config': {}} of type", r"a function with a name"),
+        ("A total of 2 objects could not be loaded. Example", r"needs a `get_config`"),
+        ("Input 'b' of 'MatMul' Op has type float32 that does not match type bfloat16", r"Cast it"),
+    ],
+)
+def test_what_the_process_that_converts_says_is_told_with_the_remedy(said, remedy):
+    assert re.search(remedy, of_conversion(said, sequential((2,), layers.Dense(1))))
 
 
 def test_process_that_ends_is_told_by_its_signal_or_its_last_line():

@@ -37,12 +37,34 @@ def judge(output, expected, tolerance=TOLERANCE):
 )
 def test_channel_that_is_lost_beside_larger_ones_is_an_error(expected):
     step = np.ptp(expected) / 255
-    message = r"in channel \d+.* of output 'boxes'.*spans .*allowed .*output of its own"
+    message = r"in channel \d+.* of output 'boxes'.*spans .*allowed .*output of their own"
     with pytest.raises(RuntimeError, match=message):
         judge(rounded(expected, step), expected)
     # It is the channel, not the output as a whole.
     assert np.abs(rounded(expected, step) - expected).max() < 0.01 * np.abs(expected).max()
     assert judge(expected, expected) == 0
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [(0, 2, 1), (0, 1, 2)],
+    ids=["boxes last, as of YOLO", "channels last"],
+)
+def test_channels_may_lie_along_another_axis_that_is_the_shortest(axes):
+    boxes, scores = draws((8, 20, 4), 0, 300), draws((8, 20, 1), 0, 1, 1)
+    expected = np.concatenate([boxes, scores], axis=-1).transpose(axes)
+    along = "" if axes == (0, 1, 2) else " along axis 1"
+    with pytest.raises(RuntimeError, match=rf"in channel 4{along} of output 'boxes' in LiteRT"):
+        judge(rounded(expected, 300 / 255), expected)
+    judge(rounded(expected, 0.1), expected)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 50), (8, 4, 6, 64), (8, 6, 6, 3), (8, 20, 1)])
+def test_positions_of_one_scale_are_no_error(shape):
+    # From the middle to the borders of an image, or over the steps of a series.
+    slope = np.linspace(0.1, 1.0, shape[1]).reshape(1, -1, *[1] * (len(shape) - 2))
+    expected = draws(shape, -3, 3) * slope
+    judge(rounded(expected, np.ptp(expected) / 255), expected)
 
 
 def test_channels_are_named_with_the_worst_first():
@@ -80,6 +102,15 @@ def test_tolerance_holds_for_channels_too():
     assert judge(output, expected, tolerance=1.0) == np.abs(output - expected).max()
     with pytest.raises(RuntimeError, match=r"in channel"):
         judge(expected + 0.01, expected, tolerance=1e-3)
+
+
+def test_output_that_int8_loses_as_a_whole_is_told_to_be_split():
+    expected = draws((8, 3), 0, 1)
+    message = r"at a largest output of .*In int8 all channels .*an output of their own\. Pass `inp"
+    with pytest.raises(RuntimeError, match=message):
+        check_output("boxes", rounded(expected, 4), expected, TOLERANCE, is_int8=True)
+    with pytest.raises(RuntimeError, match=r"allowed 0\.\d+\. Pass `inputs`"):
+        judge(rounded(expected, 4), expected)
 
 
 def test_integers_are_judged_as_a_whole():

@@ -284,8 +284,10 @@ def test_model_whose_outputs_do_not_depend_on_its_inputs_is_an_error_that_says_w
 ):
     runner, model = runners[make]
     inputs = None if count is None else np.random.default_rng(0).normal(size=(count, 4))
-    with pytest.raises(RuntimeError, match=rf"outputs .*{why}"):
+    with pytest.raises(RuntimeError, match=rf"outputs .*{why}") as info:
         check_outputs(lambda: runner, model, inputs, 1e-3)
+    # Data help only where none were given and the weights let them through.
+    assert ("`inputs`" in str(info.value)) == (make is dying and count is None)
 
 
 def test_inputs_that_are_all_alike_are_enough_where_others_change_the_outputs(runners):
@@ -293,12 +295,47 @@ def test_inputs_that_are_all_alike_are_enough_where_others_change_the_outputs(ru
     check_outputs(lambda: runner, model, np.full((2, 4), 3e6), 1e-3)
 
 
-def test_constant_output_beside_one_that_varies_is_verified_with_given_inputs(tmp_path):
+def with_a_dead_head():
     x = keras.Input((4,))
-    always = keras.layers.Dense(2, kernel_initializer="zeros")(x)
-    model = keras.Model(x, [keras.layers.Dense(2)(x), always])
-    result = export_tflite(model, tmp_path / "m.tflite", inputs=np.eye(4))
+    heads = [keras.layers.Dense(2, name="alive")(x), keras.layers.Dense(3, name="killed")(x)]
+    model = keras.Model(x, {"first": heads[0], "second": heads[1]})
+    model.get_layer("killed").kernel.assign(np.zeros((4, 3)))
+    return model
+
+
+def with_anchors():
+    x = keras.Input((4,))
+    boxes = np.arange(24, dtype="float32").reshape(6, 4)
+    anchors = keras.layers.Lambda(lambda t: keras.ops.zeros((keras.ops.shape(t)[0], 6, 4)) + boxes)
+    return keras.Model(x, [keras.layers.Dense(2)(x), anchors(x)])
+
+
+@pytest.mark.parametrize(
+    ("make", "note"),
+    [
+        (with_a_dead_head, r"output 'second' is .*No weight is left in 1 of 2 kernels: killed"),
+        (with_anchors, r"output 'output_1' is the same for all inputs .*right for .* anchors"),
+    ],
+)
+def test_constant_output_beside_one_that_varies_is_noted(make, note, tmp_path):
+    model = make()
+    result = export_tflite(model, tmp_path / "m.tflite")
     assert result.max_abs_error < 1e-5
+    assert len(result.notes) == 1
+    assert re.match(note, result.notes[0])
+    runner = check_loads(result.path.read_bytes(), "default")
+    for count in (1, 9):
+        inputs = np.random.default_rng(0).normal(size=(count, 4))
+        _, notes = check_outputs(lambda: runner, model, inputs, 1e-3)
+        assert tuple(notes) == result.notes
+
+
+def test_integer_output_that_is_constant_is_noted_too(tmp_path):
+    x = keras.Input((4,))
+    y = keras.layers.Dense(3)(x)
+    model = keras.Model(x, [y, keras.ops.cast(y > 1e9, "int32")])
+    (note,) = export_tflite(model, tmp_path / "m.tflite").notes
+    assert note.startswith("output 'output_1' is the same for all inputs that were tried")
 
 
 def test_all_rows_of_an_embedding_are_verified(tmp_path):
@@ -507,7 +544,7 @@ def test_path_that_is_a_folder_is_an_error(model, tmp_path):
         ({"inputs": np.ones((2, 9, 8, 1))}, r"shape \(-1, 8, 8, 1\).*Received: shape \(2, 9, 8"),
         ({"inputs": np.ones((0, 8, 8, 1))}, r"must hold a non-empty array.*shape \(0, 8, 8, 1\)"),
         ({"inputs": "text"}, r"must hold numbers for input.*Received: 'text'"),
-        ({"inputs": {"other": np.ones((2, 8, 8, 1))}}, r"cannot be called with.*`inputs`"),
+        ({"inputs": {"other": np.ones((2, 8, 8, 1))}}, r"by its name.*Received: arrays other"),
         (
             {"inputs": [np.ones((2, 8, 8, 1))] * 2},
             r"must hold one array.*Received: list of 2 arrays",

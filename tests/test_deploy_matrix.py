@@ -56,7 +56,7 @@ def test_scores_that_int8_loses_beside_boxes_are_an_error_and_kept_in_an_output_
 ):
     path = tmp_path / "m.tflite"
     x = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
-    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of its own"):
+    with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of their own"):
         export_tflite(detector(in_one=True), path, False, "int8", x)
     assert export_tflite(detector(in_one=False), path, False, "int8", x).max_abs_error < 10
 

@@ -6,7 +6,17 @@ from typing import Any
 
 import click
 
-EXISTING = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+from keras_lp.deploy.writing import expand
+
+
+class _InHome(click.Path):
+    """A path in which `~` is the home folder, also where the shell leaves it, as in quotes."""
+
+    def convert(self, value: Any, *where: Any) -> Any:
+        return super().convert(expand(value), *where)
+
+
+EXISTING = _InHome(exists=True, dir_okay=False, readable=True, path_type=Path)
 # Whether a file can be written there is the library's check.
 NEW = click.Path()
 

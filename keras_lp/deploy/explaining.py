@@ -31,10 +31,21 @@ _QUANTIZED = (
 # What to do, by a part of what is said while TensorFlow follows the calls of the model.
 _OF_CALLS = (
     (
-        r"deserialized|__init__\(\)",
+        r"deserialized|__init__\(\)|could not be loaded",
         "The process that converts makes the model anew, as Keras loads it: its class needs a "
         "`get_config` that returns what the constructor was given, and a constructor that takes "
         "`**kwargs`. ",
+    ),
+    (
+        r"name '\w+' is not defined|got \{'class_name'",
+        "The process that converts gets the code of a `lambda` without what it reads around it. "
+        "Give the layer a function with a name, at the top level of a module that is imported. ",
+    ),
+    (
+        r"has type b?float\d+ that does not match type b?float\d+",
+        "The file computes in float32, and a layer has made a constant in another precision, such "
+        "as its `compute_dtype`, in `__init__` or `build`. Cast it in `call`, "
+        "`keras.ops.cast(constant, x.dtype)`. ",
     ),
     (
         r"missing .*required .*argument",

@@ -17,9 +17,13 @@ from keras_lp.deploy.comparing import is_functional, symbolic_inputs
 
 _BATCH = 8  # random inputs, where the model leaves the batch size open
 _PARTS = 32  # of given inputs, where the file takes some number at once
+_EXAMPLES = 32  # of a representative dataset, to verify with
 # To try for other dimensions that it leaves open. Old versions of TensorFlow and LiteRT do not
 # notice where convolutions take more, so not the least first.
 LENGTHS = (64, 16, 256)
+
+_NO_BATCH = "; `dataset.batch(32)` makes batches of examples, and `x[None]` a batch of one"
+_NO_LABELS = ", and no labels, which `dataset.map(lambda x, y: x)` leaves out"
 
 Details = dict[str, dict[str, Any]]  # What LiteRT says of the inputs of a file.
 Feed = dict[str, np.ndarray]
@@ -50,12 +54,11 @@ def feed_of(
         holds_batches = is_list and _rank(inputs[0]) == rank
         if holds_batches and len(inputs) > 1:
             raise ValueError(
-                f"Argument `{argument}` must hold one array for a model with one input, and no "
-                "labels, which `dataset.map(lambda x, y: x)` leaves out. Received: "
-                f"{type(inputs).__name__} of {len(inputs)} arrays"
+                f"Argument `{argument}` must hold one array for a model with one input{_NO_LABELS}."
+                f" Received: {type(inputs).__name__} of {len(inputs)} arrays"
             )
         arrays = [inputs[0] if holds_batches else inputs]
-    elif isinstance(inputs, dict) and is_functional(model) and set(inputs) != {*keys_of(model)}:
+    elif isinstance(inputs, dict) and symbolic_inputs(model) and {*inputs} != {*keys_of(model)}:
         raise ValueError(
             f"Argument `{argument}` must hold an array for each input of the model by its name, "
             f"{', '.join(names)}. Received: arrays {', '.join(map(str, inputs))}"
@@ -63,9 +66,10 @@ def feed_of(
     else:
         arrays = keras.tree.flatten(inputs)
     if len(arrays) != len(names):
+        no_labels = _NO_LABELS if len(arrays) > len(names) else ""
         raise ValueError(
             f"Argument `{argument}` must hold {len(names)} arrays, one for each input of the "
-            f"model ({', '.join(names)}). Received: {len(arrays)} values"
+            f"model ({', '.join(names)}){no_labels}. Received: {len(arrays)} values"
         )
     return {
         name: _checked(argument, name, details[name], array)
@@ -103,11 +107,13 @@ def fixed_size(details: Details) -> int | None:
 
 def as_the_model_takes_it(model: keras.Model, feed: Feed, inputs: Any) -> Any:
     """A feed in the structure that the model takes, or in that of the inputs it was made of."""
-    if is_functional(model):
-        return keras.tree.pack_sequence_as(model.input, list(feed.values()))
     arrays = list(feed.values())
-    is_single = len(arrays) == 1 and not isinstance(inputs, dict)
-    return arrays[0] if is_single else keras.tree.pack_sequence_as(inputs, arrays)
+    if is_functional(model):
+        return keras.tree.pack_sequence_as(model.input, arrays)
+    takes_an_array = bool(symbolic_inputs(model)) or not isinstance(inputs, dict)
+    if len(arrays) == 1 and takes_an_array:
+        return arrays[0]
+    return keras.tree.pack_sequence_as(inputs, arrays)
 
 
 def parts_of(model: keras.Model, details: Details, inputs: Any) -> list[Any]:
@@ -133,25 +139,23 @@ def samples_of(model: keras.Model, details: Details, dataset: Any) -> tuple[list
             such, or a function that returns one.
 
     Returns:
-        The feeds, and the first examples as the model takes them.
+        The feeds, and some examples of one size as the model takes them.
 
     Raises:
         ValueError: If it is empty, or something in it does not fit the file.
     """
     argument = "representative_dataset"
     size = fixed_size(details) or 1
-    samples: list[Feed] = []
-    first = None
-    for batch, feed in _batches(model, details, dataset, argument):
-        if first is None:
-            first = _first_examples(batch, feed, max(size, _BATCH))
-        samples += _split(feed, size)
+    batches = list(_batches(model, details, dataset, argument))
+    feeds = [feed for _, feed in batches]
+    samples = [part for feed in feeds for part in _split(feed, size)]
     if not samples:
         raise ValueError(
             f"Argument `{argument}` must hold batches of at least {size} examples of the model's "
             "inputs, and a generator can be used once. Received: no such batch"
         )
-    return samples, first
+    examples = _examples_of_one_size(feeds, size)
+    return samples, as_the_model_takes_it(model, examples, batches[0][0])
 
 
 def one_example(model: keras.Model, details: Details, inputs: Any) -> Feed:
@@ -175,10 +179,18 @@ def _rank(value: Any) -> int | None:
         return None
 
 
-def _first_examples(batch: Any, feed: Feed, count: int) -> Any:
-    if len(feed) == 1 and not isinstance(batch, dict):
-        return next(iter(feed.values()))[:count]
-    return keras.tree.map_structure(lambda array: np.asarray(array)[:count], batch)
+def _examples_of_one_size(feeds: list[Feed], least: int) -> Feed:
+    """The first examples of the size that most have, which are often one a batch."""
+    by_size: dict[Any, list[Feed]] = {}
+    for feed in feeds:
+        size = tuple(array.shape[1:] for array in feed.values())
+        by_size.setdefault(size, []).append(feed)
+    alike = max(by_size.values(), key=lambda group: sum(map(example_count, group)))
+    count = max(least, _EXAMPLES)
+    # A batch has an example at least.
+    return {
+        name: np.concatenate([feed[name] for feed in alike[:count]])[:count] for name in alike[0]
+    }
 
 
 def _batches(
@@ -275,9 +287,10 @@ def _checked(argument: str, name: str, detail: dict[str, Any], value: Any) -> np
         want in (-1, got) for want, got in zip(expected, array.shape, strict=True)
     )
     if not fits or array.size == 0:
+        no_batch = _NO_BATCH if array.ndim == len(expected) - 1 else ""
         raise ValueError(
             f"Argument `{argument}` must hold a non-empty array of shape {expected} for input "
-            f"{name!r}, where -1 is any size. Received: shape {array.shape}"
+            f"{name!r}, where -1 is any size{no_batch}. Received: shape {array.shape}"
         )
     # TensorFlow ends the whole process on an infinite number among those for int8.
     if array.dtype.kind == "f" and not np.isfinite(array).all():

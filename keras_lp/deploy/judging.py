@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 _SLACK = 1e-6  # where all outputs are zero
-# Channels along the last axis, such as boxes and scores. Measured on int8 files of networks with
+# Channels, such as boxes and scores. Measured on int8 files of networks with
 # random and trained weights: right ones stay within these bounds, and those in which scores are
 # lost beside boxes do not.
 _GAP = 4  # from the spread of a channel to the next larger one, where another scale begins
@@ -14,8 +14,19 @@ _NEARLY_CONSTANT = 1e-2  # spread of a channel, as a share of its largest magnit
 _LEAST_ROWS = 8  # in which a channel shows its spread
 _NEGLIGIBLE = 1e-5  # error, as a share of the largest magnitude in the whole output
 
+_SHARED_STEP = (
+    "In int8 all channels of an output share one step: give those of another scale an output of "
+    "their own. "
+)
 
-def check_output(name: str, output: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+
+def check_output(
+    name: str,
+    output: np.ndarray,
+    expected: np.ndarray,
+    tolerance: float,
+    is_int8: bool = False,
+) -> float:
     """The largest absolute error of an output; raises RuntimeError if it is too large.
 
     The output as a whole may be off by `tolerance` of its largest magnitude. Channels of a
@@ -26,6 +37,7 @@ def check_output(name: str, output: np.ndarray, expected: np.ndarray, tolerance:
         output: What the file gives.
         expected: What the model gives.
         tolerance: A share of the largest magnitude or spread.
+        is_int8: Whether the file computes in int8.
     """
     if output.shape != expected.shape:
         raise RuntimeError(
@@ -39,22 +51,23 @@ def check_output(name: str, output: np.ndarray, expected: np.ndarray, tolerance:
                 "for weights that are, or pass `inputs` of the range the model was trained on",
             )
         )
-    has_channels = expected.dtype.kind == "f" and expected.ndim > 1
+    axes = _axes_of_channels(expected)
     expected = expected.astype("float64")
     errors = np.abs(output - expected)
     error = float(np.max(errors, initial=0.0))
     scale = float(np.max(np.abs(expected), initial=0.0))
     if not error <= (tolerance * scale if scale > 0 else _SLACK):
+        shared = _SHARED_STEP if is_int8 else ""
         raise RuntimeError(
             refusal(
                 f"disagrees with the model in output {name!r}",
                 f"Largest error {error:.3g} at a largest output of {scale:.3g}, allowed "
-                f"{tolerance * scale:.3g}. Pass `inputs` of the range the model was trained "
-                "on, or a larger `tolerance` if this error is acceptable",
+                f"{tolerance * scale:.3g}. {shared}Pass `inputs` of the range the model was "
+                "trained on, or a larger `tolerance` if this error is acceptable",
             )
         )
-    if has_channels and expected.size >= _LEAST_ROWS * expected.shape[-1]:
-        _check_channels(name, errors, expected, tolerance)
+    for axis in axes:
+        _check_channels(name, axis, errors, expected, tolerance)
     return error
 
 
@@ -63,11 +76,28 @@ def refusal(what: str, why: str) -> str:
     return f"The export failed, and nothing was written: the file {what} in LiteRT. {why}"
 
 
-def _check_channels(name: str, errors: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+def _axes_of_channels(expected: np.ndarray) -> list[int]:
+    """The axes along which there may be channels: the last one, and one shorter than all others.
+
+    None where no channel has the examples to show its spread.
+    """
+    if expected.dtype.kind != "f" or expected.ndim < 2:
+        return []
+    last = expected.ndim - 1
+    shortest, *others = sorted(range(1, expected.ndim), key=lambda axis: expected.shape[axis])
+    is_alone = all(expected.shape[shortest] < expected.shape[axis] for axis in others)
+    axes = [last, shortest] if is_alone and shortest < last else [last]
+    return [axis for axis in axes if expected.size >= _LEAST_ROWS * expected.shape[axis]]
+
+
+def _check_channels(
+    name: str, axis: int, errors: np.ndarray, expected: np.ndarray, tolerance: float
+) -> None:
     """Raises RuntimeError if channels of a smaller scale than others are lost beside these."""
-    count = expected.shape[-1]
-    errors = errors.reshape(-1, count).max(axis=0)
-    spreads = _spreads(expected.reshape(-1, count))
+    last, count = expected.ndim - 1, expected.shape[axis]
+    errors = np.moveaxis(errors, axis, -1).reshape(-1, count).max(axis=0)
+    expected = np.moveaxis(expected, axis, -1).reshape(-1, count)
+    spreads = _spreads(expected)
     negligible = _NEGLIGIBLE * np.abs(expected).max()
     lost = [
         (errors[channel] / scale, channel, scale)
@@ -79,14 +109,14 @@ def _check_channels(name: str, errors: np.ndarray, expected: np.ndarray, toleran
     if lost:
         _, channel, scale = max(lost)
         others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        along = f" along axis {axis}" if axis < last else ""
         raise RuntimeError(
             refusal(
-                f"disagrees with the model in channel {channel}{others} of output {name!r}",
+                f"disagrees with the model in channel {channel}{others}{along} of output {name!r}",
                 f"It spans {spreads[channel]:.3g} there, where others span up to "
                 f"{spreads.max():.3g}, and is off by {errors[channel]:.3g}, allowed "
-                f"{tolerance * scale:.3g}. In int8 all channels of an output share one step: give "
-                "those of another scale an output of its own. Or pass a larger `tolerance` if "
-                "this error is acceptable",
+                f"{tolerance * scale:.3g}. {_SHARED_STEP}Or pass a larger `tolerance` if this "
+                "error is acceptable",
             )
         )
 

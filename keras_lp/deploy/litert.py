@@ -54,7 +54,8 @@ class ExportResult:
         latency: Median seconds of a run of the file in LiteRT on one thread; `None` if not
             measured.
         dense_latency: That of the dense float32 file.
-        notes: What the export did that it was not asked for, and why.
+        notes: What the export did that it was not asked for, and why; and outputs that are the
+            same for all inputs.
     """
 
     path: Path
@@ -146,14 +147,14 @@ def export_tflite(
             default interpreter on x86 processors with AVX.
         inputs: Inputs of the model to verify with, as the model takes them: an array, or
             a list or dict of arrays, with a batch dimension. A file that takes some number at
-            once is run on the first parts of that number. Defaults to some of the
+            once is run on the first parts of that number. Defaults to 32 examples of the
             `representative_dataset`, or to random numbers from a fixed seed: standard normal
             ones, and integers below the smallest vocabulary of the model's embeddings, or 0
             and 1 without one.
         tolerance: Float >= 0. Largest error that verification accepts, as a share of the
-            largest magnitude in the same output; in channels (the last axis) of a smaller
-            scale than others, of the largest spread among them. Defaults to `1e-3`, `2e-2`
-            for float16, `0.1` for dynamic and `0.2` for int8.
+            largest magnitude in the same output; in channels (the last axis, or one shorter
+            than all others) of a smaller scale than others, of the largest spread among them.
+            Defaults to `1e-3`, `2e-2` for float16, `0.1` for dynamic and `0.2` for int8.
         latency: Whether to measure how long a run takes, against the dense float32 file.
 
     Returns:
@@ -189,12 +190,13 @@ def export_tflite(
     inputs = made.examples if inputs is None else inputs
     encoded, notes = encode_for(runtime, made.file) if sparse else (made.file, ())
     runner = check_loads(encoded, runtime, model)
-    error = None
+    error, remarks = None, list[str]()
     if verify:
         with in_float32(model):
             load_again = functools.partial(check_loads, encoded, runtime, model)
             fresh = load_again if has_state(encoded) else lambda: runner
-            error = check_outputs(fresh, model, inputs, tolerance)
+            is_int8 = quantization == "int8"
+            error, remarks = check_outputs(fresh, model, inputs, tolerance, is_int8)
     seconds: Sequence[float | None] = (None, None)
     if latency:
         runners = [runner, check_loads(made.dense, runtime, model)]
@@ -208,7 +210,7 @@ def export_tflite(
         max_abs_error=error,
         latency=seconds[0],
         dense_latency=seconds[1],
-        notes=(*made.notes, *notes),
+        notes=(*made.notes, *notes, *remarks),
     )
 
 

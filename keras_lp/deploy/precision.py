@@ -39,13 +39,19 @@ def in_float32(model: keras.Model) -> Iterator[None]:
     Keras has quantized are left alone.
     """
     layers = _of_other_precisions(model)
-    before = [(layer, layer.dtype_policy, _entries(layer.dtype_policy)) for layer in layers]
+    before = [
+        (layer, layer.autocast, layer.dtype_policy, _entries(layer.dtype_policy))
+        for layer in layers
+    ]
     try:
         for layer in layers:
             layer.dtype_policy = _InFloat32(layer.variable_dtype)
+            # An embedding looks its rows up before it casts, and LiteRT does so in float32 alone.
+            layer.autocast = True
         yield
     finally:
-        for layer, policy, entries in before:
+        for layer, autocast, policy, entries in before:
+            layer.autocast = autocast
             if entries is None:
                 layer.dtype_policy = policy
             else:  # What is set on a layer with a map of policies is put into the map.

@@ -1,7 +1,9 @@
 """Whether a `.tflite` file runs in LiteRT and agrees with the Keras model it was made of."""
 
 import contextlib
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -25,10 +27,11 @@ from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.interpreting import has_open_sizes, load
 from keras_lp.deploy.judging import check_output, refusal
 from keras_lp.deploy.operations import foreign_operations
-from keras_lp.sparsity.dead import explain_dead
+from keras_lp.sparsity.dead import explain_dead, is_constant
 
 _SCALES = (1.0, 100.0)  # of random inputs; the next if outputs do not depend on the inputs
 _EXAMPLES = 8  # random ones, where the file takes fewer at once
+_WRITE_IT = "`verify=False` writes the file all the same"
 
 Run = tuple[Any, Feed]  # outputs of the model, and its inputs by their names in the file
 
@@ -54,8 +57,12 @@ def check_loads(data: bytes, runtime: str, model: keras.Model | None = None) -> 
 
 
 def check_outputs(
-    fresh: Callable[[], Any], model: keras.Model, inputs: Any, tolerance: float
-) -> float:
+    fresh: Callable[[], Any],
+    model: keras.Model,
+    inputs: Any,
+    tolerance: float,
+    is_int8: bool = False,
+) -> tuple[float, list[str]]:
     """Largest absolute error of a file against the model; raises RuntimeError if too large.
 
     Args:
@@ -64,13 +71,17 @@ def check_outputs(
         model: The model.
         inputs: As the model takes them, or `None` for random ones.
         tolerance: Largest error, as in `check_output`.
+        is_int8: Whether the file computes in int8.
+
+    Returns:
+        The error, and notes on what to look at in the model.
     """
     details = fresh().get_input_details()
     if inputs is None:
-        runs = _runs_on_random(model, details)
+        runs, vary = _runs_on_random(model, details)
     else:
         runs = [_run_on(model, details, part) for part in parts_of(model, details, inputs)]
-        _check_depends_on_inputs(model, details, inputs, runs)
+        vary = _vary_with(model, details, inputs, runs)
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for wanted, feed in runs:
         outputs = _run_file(fresh(), feed)
@@ -79,8 +90,8 @@ def check_outputs(
     errors = []
     for name, arrays in pairs.items():
         output, expected = map(_joined, zip(*arrays, strict=True))
-        errors.append(check_output(name, output, expected, tolerance))
-    return max(errors)
+        errors.append(check_output(name, output, expected, tolerance, is_int8))
+    return max(errors), _notes_on_constants(model, _named_outputs(vary, list(pairs)))
 
 
 def _run_file(runner: Any, feed: Feed) -> dict[str, np.ndarray]:
@@ -95,59 +106,76 @@ def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(np.atleast_1d(*arrays))
 
 
-def _runs_on_random(model: keras.Model, details: Details) -> list[Run]:
-    """Runs of the model on random inputs; raises RuntimeError if all have the same outputs."""
+def _runs_on_random(model: keras.Model, details: Details) -> tuple[list[Run], Any]:
+    """Runs of the model on random inputs, and which outputs differ between them.
+
+    Of the scales of inputs it is the one at which most outputs differ. Raises RuntimeError if none
+    does at any.
+    """
     count = max(2, _EXAMPLES // (fixed_size(details) or _EXAMPLES))
+    tried = []
     for scale in _SCALES:
         runs = [_run_on_random(model, details, scale, seed) for seed in range(count)]
-        if _differ(runs[0][0], runs[1][0]):
-            return runs
-    raise RuntimeError(
-        refusal(
-            "cannot be compared with the model",
-            f"The model's outputs are the same for all random inputs. {_why_constant(model)} Or "
-            "pass real data as `inputs`",
-        )
-    )
-
-
-def _check_depends_on_inputs(
-    model: keras.Model, details: Details, inputs: Any, runs: list[Run]
-) -> None:
-    """Raises RuntimeError if outputs are the same for all given inputs, and for random ones."""
-    (outputs, feed), *others = runs
-    if any(_any_differs(outputs, other) for other, _ in others):
-        return
-    if not _depend_on_inputs(model, details, inputs, feed, outputs):
+        tried.append((runs, _differ(runs[0][0], runs[1][0])))
+        if all(keras.tree.flatten(tried[-1][1])):
+            break
+    vary = functools.reduce(_either, (differ for _, differ in tried))
+    if not any(keras.tree.flatten(vary)):
+        advice = _WRITE_IT if is_constant(model) else "Or pass real data as `inputs`"
         raise RuntimeError(
             refusal(
                 "cannot be compared with the model",
-                "The model's outputs are the same for all inputs, those in `inputs` and random "
-                f"ones. {_why_constant(model)} `verify=False` writes the file all the same",
+                f"The model's outputs are the same for all random inputs. {_why_constant(model)} "
+                f"{advice}",
             )
         )
+    return max(tried, key=lambda each: sum(keras.tree.flatten(each[1])))[0], vary
 
 
-def _depend_on_inputs(
-    model: keras.Model, details: Details, inputs: Any, feed: Feed, outputs: Any
-) -> bool:
-    """Whether any output is another one for other inputs.
+def _vary_with(model: keras.Model, details: Details, inputs: Any, runs: list[Run]) -> Any:
+    """Which outputs are others for other inputs; raises RuntimeError if none is."""
+    (outputs, feed), *rest = runs
+    vary = keras.tree.map_structure(lambda _: False, outputs)
+    others = itertools.chain(
+        (other for other, _ in rest), _on_other_inputs(model, details, inputs, feed)
+    )
+    for other in others:
+        if other is None:  # Nothing is known of what else the model takes.
+            return (
+                vary
+                if any(keras.tree.flatten(vary))
+                else keras.tree.map_structure(lambda _: True, vary)
+            )
+        vary = _either(vary, _differ(outputs, other))
+        if all(keras.tree.flatten(vary)):
+            break
+    if not any(keras.tree.flatten(vary)):
+        raise RuntimeError(
+            refusal(
+                "cannot be compared with the model",
+                "The model's outputs are the same for all inputs, the given and random ones. "
+                f"{_why_constant(model)} {_WRITE_IT}",
+            )
+        )
+    return vary
+
+
+def _on_other_inputs(
+    model: keras.Model, details: Details, inputs: Any, feed: Feed
+) -> Iterator[Any]:
+    """What the model gives for other inputs; `None` where none are known.
 
     Those are the given ones in other places of the batch, and random ones. Batches are of the same
     size, since the last digits of an output depend on its place.
     """
-    if _any_differs(outputs, outputs_of(model, _in_other_places(model, inputs, feed))):
-        return True
+    yield outputs_of(model, _in_other_places(model, inputs, feed))
     count = example_count(feed)
     for scale in _SCALES:
         try:
             others = _of_size(count, random_inputs(model, details, scale, seed=0))
-            other, _ = _run_on(model, details, others)
-        except ValueError:  # Nothing is known of what the model takes.
-            return True
-        if _any_differs(outputs, other):
-            return True
-    return False
+            yield _run_on(model, details, others)[0]
+        except ValueError:
+            yield None
 
 
 def _in_other_places(model: keras.Model, inputs: Any, feed: Feed) -> Any:
@@ -159,9 +187,23 @@ def _of_size(count: int, inputs: Any) -> Any:
     return keras.tree.map_structure(lambda a: np.resize(a, (count, *a.shape[1:])), inputs)
 
 
-def _any_differs(outputs: Any, others: Any) -> bool:
-    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True)
-    return not all(np.array_equal(a, b) for a, b in pairs)
+def _differ(outputs: Any, others: Any) -> Any:
+    """Which outputs are not those of another run, in their structure."""
+    return keras.tree.map_structure(lambda a, b: not np.array_equal(a, b), outputs, others)
+
+
+def _either(some: Any, others: Any) -> Any:
+    return keras.tree.map_structure(lambda a, b: a or b, some, others)
+
+
+def _notes_on_constants(model: keras.Model, vary: dict[str, bool]) -> list[str]:
+    """A note on the outputs that are the same for all inputs, if there are any."""
+    names = [repr(name) for name, varies in vary.items() if not varies]
+    if not names:
+        return []
+    subject = f"output {names[0]} is" if len(names) == 1 else f"outputs {', '.join(names)} are"
+    why = explain_dead(model) or "This is right for constants, such as anchors"
+    return [f"{subject} the same for all inputs that were tried. {why}"]
 
 
 def _why_constant(model: keras.Model) -> str:
@@ -191,15 +233,8 @@ def _run_on(model: keras.Model, details: Details, inputs: Any) -> Run:
         ) from error
 
 
-def _differ(outputs: Any, others: Any) -> bool:
-    """Whether every float output, or every output if none is float, differs in another run."""
-    pairs = list(zip(keras.tree.flatten(outputs), keras.tree.flatten(others), strict=True))
-    floats = [pair for pair in pairs if pair[0].dtype.kind == "f"]
-    return not any(np.array_equal(a, b) for a, b in floats or pairs)
-
-
-def _named_outputs(outputs: Any, names: list[str]) -> dict[str, np.ndarray]:
-    """The model's outputs by their names in the file."""
+def _named_outputs(outputs: Any, names: list[str]) -> dict[str, Any]:
+    """The model's outputs, or what there is for each of them, by their names in the file."""
     if isinstance(outputs, dict) and set(outputs) == set(names):
         return outputs
     flat = keras.tree.flatten(outputs)

@@ -24,6 +24,14 @@ def explain_dead(model: keras.Model) -> str:
         return ""
 
 
+def is_constant(model: keras.Model) -> bool:
+    """Whether the outputs of a model are known not to depend on its inputs, for dead layers."""
+    try:
+        return sparsity_report(model).is_constant
+    except ValueError:
+        return False
+
+
 def describe_dead(report: SparsityReport, before: SparsityReport | None = None) -> str:
     """The same of a report, without what was dead in one `before` on the same model."""
     old = [row.condition for row in before.layers] if before else [None] * len(report.layers)
