@@ -555,3 +555,17 @@ def test_fine_tuning_by_lora_loses_the_zeros_that_freezing_keeps(load, monkeypat
         zeros[method] = keras_lp.sparsity_report(stripped, exclude="last").sparsity
     assert zeros["all that is left"] == pytest.approx(0.9, abs=0.01)
     assert zeros["LoRA"] < 0.5
+
+
+@pytest.mark.slow
+@on_tensorflow
+def test_files_of_recurrent_models_of_both_forms_compute_the_same(load, tmp_path):
+    recurrent_files = load("recurrent_files")
+    setting = (keras.layers.LSTM, 8, 5)
+    loop, unrolled = (
+        recurrent_files.export(tmp_path / f"{number}.tflite", setting, *form)
+        for number, form in enumerate([(False, None), (True, None)])
+    )
+    x = np.random.default_rng(1).normal(size=(3, 5, recurrent_files.FEATURES)).astype("float32")
+    assert keras_lp.compare_tflite(loop.path, unrolled.path, x).max_abs_difference < 1e-5
+    assert loop.bytes != unrolled.bytes

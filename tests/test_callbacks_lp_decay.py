@@ -265,9 +265,11 @@ WAYS = {
 }
 
 
+FAST = ("accumulated", "scaled loss, steps of the rate, two norms")
+
+
 @pytest.mark.parametrize(
-    "way",
-    [pytest.param(way, marks=pytest.mark.slow if "weights" in way else ()) for way in WAYS],
+    "way", [pytest.param(way, marks=() if way in FAST else pytest.mark.slow) for way in WAYS]
 )
 def test_callback_gives_the_weights_of_the_lp_optimizer(way):
     arguments, decay, for_layers, further = WAYS[way]

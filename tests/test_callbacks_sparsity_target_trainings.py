@@ -913,7 +913,7 @@ def test_loop_that_was_traced_before_keeps_the_target(mlp):
 def test_loop_whose_steps_the_variables_do_not_see_is_told_of_it(end, mlp):
     optimizer, model = LpAdamW(3e-3), mlp()
     optimizer.build(model.trainable_variables)
-    target = SparsityTarget(0.8, 0, end, optimizer=optimizer)
+    target = SparsityTarget(0.8, 0, end, frequency=60, optimizer=optimizer)
     target.set_model(model)
     target.on_epoch_begin(0)
 

@@ -15,7 +15,7 @@ CASES = sorted({key.split("/")[0] for key in PADAM})
 
 COMPILED = [
     pytest.param({"jit_compile": True}, id="jit"),
-    pytest.param({"jit_compile": False}, id="graph"),
+    pytest.param({"jit_compile": False}, id="graph", marks=pytest.mark.slow),
 ]
 
 
