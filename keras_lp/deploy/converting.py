@@ -134,7 +134,7 @@ def _convert_traced(folder: Path, quantization: str | None, samples: Samples = (
 
 def _convert_in_a_process(folder: Path, request: dict[str, Any], samples: Samples) -> list[bytes]:
     arrays = {f"{n}/{key}": a for n, sample in enumerate(samples) for key, a in sample.items()}
-    np.savez(folder / _SAMPLES, allow_pickle=False, **arrays)
+    np.savez(folder / _SAMPLES, **arrays)
     (folder / _REQUEST).write_text(json.dumps(request))
     process = subprocess.run(
         [sys.executable, "-m", "keras_lp.deploy.converting", str(folder)],

@@ -237,7 +237,8 @@ def _convert(
     notes = _notes_on(model)
     at_once = [None, quantization] if quantization in ("float16", "dynamic") else [None]
     fixed = _own_batch_size(model) or 1
-    if batch_size is None and any(not layer.unroll for layer in within(model, keras.layers.RNN)):
+    recurrent = within(model, keras.layers.RNN)
+    if batch_size is None and any(one.stateful or not one.unroll for one in recurrent):
         batch_size, notes = fixed, [*notes, _FIXED.format(fixed)]
     dense, *others = convert(model, at_once, batch_size=batch_size)
     if batch_size is None and has_open_loops(dense):  # of layers that are not Keras's own
@@ -248,7 +249,7 @@ def _convert(
     # The samples for int8 are read as the dense file takes them.
     details = check_loads(dense, "default", model).get_input_details()
     samples, examples = samples_of(model, details, dataset)
-    unroll = has_loops(dense) and bool(within(model, keras.layers.RNN))
+    unroll = has_loops(dense) and bool(recurrent)
     if unroll:
         notes.append(
             "recurrent layers are unrolled, as int8 needs; `dynamic` makes a smaller file of them"

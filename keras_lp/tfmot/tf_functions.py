@@ -320,7 +320,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "pad": _pad,
     "repeat": lambda x, repeats, axis=None: ops.repeat(x, repeats, axis),
     "reshape": _reshape,
-    "reverse": lambda x, axis: ops.flip(x, _sizes(axis)),
+    "reverse": lambda x, axis: functools.reduce(ops.flip, _sizes(axis), x),
     "roll": lambda x, shift, axis: ops.roll(x, shift, axis),
     "shape": _shape,
     "split": _split,
