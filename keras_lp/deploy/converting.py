@@ -133,7 +133,9 @@ def _convert_traced(folder: Path, quantization: str | None, samples: Samples = (
 
 
 def _convert_in_a_process(folder: Path, request: dict[str, Any], samples: Samples) -> list[bytes]:
-    arrays = {f"{n}/{key}": a for n, sample in enumerate(samples) for key, a in sample.items()}
+    arrays: dict[str, Any] = {
+        f"{n}/{key}": array for n, sample in enumerate(samples) for key, array in sample.items()
+    }
     np.savez(folder / _SAMPLES, **arrays)
     (folder / _REQUEST).write_text(json.dumps(request))
     process = subprocess.run(
