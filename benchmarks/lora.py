@@ -27,20 +27,19 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 def base(x, y):
     """The hidden layers of the network that knows another task."""
     hidden = [layers.Dense(128, "relu"), layers.Dense(128, "relu")]
-    model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(2)])
-    for is_pruned in (False, True):
-        if is_pruned:
-            keras_lp.prune(model, SPARSITY, scope="layer", exclude=hidden_not(model))
-            keras_lp.freeze_zeros(model)
-        model.compile(keras.optimizers.Adam(1e-3), LOSS)
-        model.fit(x, y % 2, epochs=EPOCHS, batch_size=32, verbose=0)
+    model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(2, name="parity")])
+    train(model, x, y % 2)
+    keras_lp.prune(model, SPARSITY, scope="layer", exclude="parity/")
+    keras_lp.freeze_zeros(model)
+    train(model, x, y % 2)
     keras_lp.unfreeze_zeros(model)
     return hidden
 
 
-def hidden_not(model):
-    """A pattern for the last layer, which is not pruned."""
-    return f"{model.layers[-1].name}/"
+def train(model, x, y):
+    """Trains with Adam, from its start."""
+    model.compile(keras.optimizers.Adam(1e-3), LOSS)
+    model.fit(x, y, epochs=EPOCHS, batch_size=32, verbose=0)
 
 
 def fine_tune(hidden, x, y, method):
@@ -51,8 +50,7 @@ def fine_tune(hidden, x, y, method):
             layer.enable_lora(RANK)
     else:
         keras_lp.freeze_zeros(model, exclude="last")
-    model.compile(keras.optimizers.Adam(1e-3), LOSS)
-    model.fit(x, y, epochs=EPOCHS, batch_size=32, verbose=0)
+    train(model, x, y)
     return model
 
 

@@ -73,6 +73,21 @@ def examples(model, count=64):
     return keras.tree.map_structure(draw, takes)
 
 
+def interpreter(path):
+    """The runner of a file in LiteRT's default interpreter."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(model_path=str(path)).get_signature_runner()
+
+
+def outputs_in_litert(path, x):
+    """What a file with one input and one output computes there."""
+    runner = interpreter(path)
+    (name,) = runner.get_input_details()
+    (output,) = runner(**{name: x}).values()
+    return output
+
+
 def feed_of(model, inputs):
     """Inputs by their names in the file."""
     arrays = keras.tree.flatten(inputs)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+from deployable import interpreter
 
 import keras_lp
 from keras_lp import export_tflite
@@ -34,12 +35,6 @@ def model(sparsify):
             ]
         )
     )
-
-
-def interpreter(path):
-    from ai_edge_litert.interpreter import Interpreter
-
-    return Interpreter(model_path=str(path)).get_signature_runner()
 
 
 @pytest.mark.parametrize("quantization", [None, "float16"])

@@ -6,7 +6,17 @@ import subprocess
 import keras
 import numpy as np
 import pytest
-from deployable import cnn, detector, examples, feed_of, mlp, pruned, transformer, two_inputs
+from deployable import (
+    cnn,
+    detector,
+    examples,
+    feed_of,
+    interpreter,
+    mlp,
+    pruned,
+    transformer,
+    two_inputs,
+)
 
 import keras_lp
 from keras_lp import export_tflite
@@ -17,12 +27,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="needs TensorFlow"),
 ]
-
-
-def outputs_in_litert(path, feed):
-    from ai_edge_litert.interpreter import Interpreter
-
-    return Interpreter(model_path=str(path)).get_signature_runner()(**feed)
 
 
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
@@ -38,7 +42,7 @@ def test_file_is_verified_or_refused_with_the_remedy(make, quantization, sparse,
         assert list(tmp_path.iterdir()) == []
         return
     result = export_tflite(model, path, sparse, quantization, samples)
-    found = outputs_in_litert(path, feed_of(model, x))
+    found = interpreter(path)(**feed_of(model, x))
     expected = model(x)
     if not isinstance(expected, dict):
         expected = dict.fromkeys(found, expected)

@@ -5,6 +5,7 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+from deployable import outputs_in_litert
 from keras import layers, ops
 
 from keras_lp import export_tflite
@@ -121,15 +122,6 @@ STEPS |= {"bfloat16": 2**-7, "float64": 2**-20}
 def state_of(model):
     policies = {layer.path: (layer.dtype_policy, layer.autocast) for layer in within(model)}
     return policies, [ops.convert_to_numpy(variable).tobytes() for variable in model.variables]
-
-
-def outputs_in_litert(path, x):
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_path=str(path)).get_signature_runner()
-    (name,) = runner.get_input_details()
-    (output,) = runner(**{name: x}).values()
-    return output
 
 
 def check_export(model, policy, path):

@@ -3,17 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from deployable import interpreter
 from keras import layers, ops
 
 from keras_lp import export_tflite
 
 pytestmark = pytest.mark.backend("tensorflow")
-
-
-def interpreter(path):
-    from ai_edge_litert.interpreter import Interpreter
-
-    return Interpreter(model_path=str(path)).get_signature_runner()
 
 
 def shapes_of(path):

@@ -16,12 +16,12 @@ from keras_lp.deploy.adapters import take_out_adapters
 from keras_lp.deploy.comparing import compare, essence
 from keras_lp.deploy.inference import outputs_of
 from keras_lp.deploy.parts import (
-    constructing,
     custom_functions,
     is_custom,
     lacks_config,
     named_functions,
     parts_of,
+    to_be_revived,
 )
 from keras_lp.deploy.writing import temporary_folder
 from keras_lp.sparsity.weights import weights_of
@@ -42,13 +42,7 @@ def copy_model(model: keras.Model) -> keras.Model:
     """
     parts = parts_of(model)
     classes = _custom_classes(model, parts)
-    without_config = [
-        kind for kind in classes.values() if issubclass(kind, keras.Model) and lacks_config(kind)
-    ]
-    revivers = {
-        name: constructing(kind) if kind in without_config else kind
-        for name, kind in classes.items()
-    }
+    revivers = {name: to_be_revived(kind) for name, kind in classes.items()}
     copy, functions = _saved_and_loaded(model, parts, revivers)
     _copy_state(model, copy)
     if classes or functions:
@@ -63,7 +57,7 @@ def copy_model(model: keras.Model) -> keras.Model:
                     f"The copy computes another function. Look at: {', '.join(sorted(suspects))}",
                 )
             )
-        if agree is None and without_config:
+        if agree is None and any(map(lacks_config, classes.values())):
             raise ValueError(_message(model, f"The copy could not be compared: {reason}"))
     return copy
 

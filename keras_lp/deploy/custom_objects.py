@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_lp.deploy.parts import constructing, lacks_config
+from keras_lp.deploy.parts import to_be_revived
 from keras_lp.deploy.sublayers import within
 
 # Keras finds what comes from these by its own names.
@@ -60,15 +60,9 @@ def custom_objects_of(model: keras.Model, config: Any) -> dict[str, str]:
 
 
 def import_object(place: str) -> Any:
-    """Imports what `custom_objects_of` tells the place of, as Keras is to revive it.
-
-    Keras loads a model of a class without a `get_config` wrongly or not at all; such a model is
-    made anew by its constructor.
-    """
+    """Imports what `custom_objects_of` tells the place of, as Keras is to revive it."""
     module, _, name = place.partition(":")
-    kind = operator.attrgetter(name)(importlib.import_module(module))
-    is_model = inspect.isclass(kind) and issubclass(kind, keras.Model)
-    return constructing(kind) if is_model and lacks_config(kind) else kind
+    return to_be_revived(operator.attrgetter(name)(importlib.import_module(module)))
 
 
 def _is_custom(kind: Any) -> bool:

@@ -1,6 +1,5 @@
 """Sparse encoding of `.tflite` files that others have made."""
 
-import contextlib
 import gzip
 import os
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ import numpy as np
 
 from keras_lp.deploy.encoding import encode_for
 from keras_lp.deploy.explaining import of_foreign, of_loading
-from keras_lp.deploy.feeding import LENGTHS, Feed, feed_of, random_feed
-from keras_lp.deploy.interpreting import check_runtime, has_open_sizes, load, signatures
+from keras_lp.deploy.feeding import Feed, feed_of, lengths_for, random_feed
+from keras_lp.deploy.interpreting import check_runtime, first_that_fits, load, signatures
 from keras_lp.deploy.operations import foreign_operations
 from keras_lp.deploy.writing import check_path, check_source, write_atomically
 from keras_lp.optional import require
@@ -151,17 +150,17 @@ def _difference(
 
 def _run(data: bytes, runtime: str, signature: str | None, inputs: Any) -> tuple[Feed, Feed]:
     """Inputs of a file, given or random ones of sizes that it runs on, and its outputs."""
-    details = load(data, runtime, signature).get_input_details()
+    runner = load(data, runtime, signature)
+    details = runner.get_input_details()
     if inputs is not None:
         feed = feed_of(None, details, inputs)
-        return feed, load(data, runtime, signature)(**feed)
-    *others, last = LENGTHS if has_open_sizes(details.values()) else LENGTHS[:1]
-    for length in others:
+        return feed, runner(**feed)
+
+    def run(length: int) -> tuple[Feed, Feed]:
         feed = random_feed(details, length)
-        with contextlib.suppress(RuntimeError, ValueError):
-            return feed, load(data, runtime, signature)(**feed)
-    feed = random_feed(details, last)
-    return feed, load(data, runtime, signature)(**feed)
+        return feed, load(data, runtime, signature)(**feed)
+
+    return first_that_fits(run, lengths_for(details))
 
 
 def _refusal(path: Path, why: str) -> str:

@@ -7,13 +7,14 @@ import contextlib
 import functools
 import itertools
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lp.deploy.comparing import is_functional, symbolic_inputs
+from keras_lp.deploy.interpreting import has_open_sizes
 
 _BATCH = 8  # random inputs, where the model leaves the batch size open
 _PARTS = 32  # of given inputs, where the file takes some number at once
@@ -255,6 +256,11 @@ def random_feed(details: Details, length: int = LENGTHS[0]) -> Feed:
         name: _random_input(random, name, detail, (_BATCH, length), scale=1.0, vocabulary=2)
         for name, detail in details.items()
     }
+
+
+def lengths_for(details: Details) -> Sequence[int]:
+    """Lengths to try for the dimensions that a file leaves open; any one where it leaves none."""
+    return LENGTHS if has_open_sizes(details.values()) else LENGTHS[:1]
 
 
 def shapes(feed: Feed) -> str:

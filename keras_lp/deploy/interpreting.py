@@ -90,16 +90,25 @@ def has_open_sizes(details: Iterable[dict[str, Any]]) -> bool:
     return any(-1 in detail["shape_signature"][1:] for detail in details)
 
 
+def first_that_fits(function: Callable[[int], Any], sizes: Sequence[int]) -> Any:
+    """What a function returns for the first of some sizes for which it raises nothing.
+
+    If there is none, it raises what it does for the last.
+    """
+    *others, last = sizes
+    for size in others:
+        with contextlib.suppress(RuntimeError, ValueError):
+            return function(size)
+    return function(last)
+
+
 def _with_sizes_that_fit(create: Callable[[], Any]) -> Any:
     """An interpreter of a file that leaves dimensions open, ready to run.
 
     LiteRT would begin with 1, which may be less than a convolution takes.
     """
-    *others, last = _SIZES
-    for size in others:
-        with contextlib.suppress(RuntimeError, ValueError):
-            return _allocated(create(), size)  # Old versions crash in one that has failed.
-    return _allocated(create(), last)
+    # Old versions crash in an interpreter that has failed.
+    return first_that_fits(lambda size: _allocated(create(), size), _SIZES)
 
 
 def _allocated(interpreter: Any, size: int) -> Any:

@@ -45,18 +45,12 @@ def foreign_operations(data: bytes) -> list[ForeignOperation]:
 
 def has_loops(data: bytes) -> bool:
     """Whether a file runs some of its operations again and again."""
-    schema = _schema()
-    model = schema.Model.GetRootAs(data, 0)
-    codes = map(model.OperatorCodes, range(model.OperatorCodesLength()))
-    return any(code.BuiltinCode() == schema.BuiltinOperator.WHILE for code in codes)
+    return _has(data, "WHILE")
 
 
 def has_state(data: bytes) -> bool:
     """Whether a file keeps variables from one run to the next."""
-    schema = _schema()
-    model = schema.Model.GetRootAs(data, 0)
-    codes = map(model.OperatorCodes, range(model.OperatorCodesLength()))
-    return any(code.BuiltinCode() == schema.BuiltinOperator.ASSIGN_VARIABLE for code in codes)
+    return _has(data, "ASSIGN_VARIABLE")
 
 
 def has_open_loops(data: bytes) -> bool:
@@ -74,6 +68,15 @@ def has_sparse_int8(data: bytes) -> bool:
         for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
         for index in range(graph.TensorsLength())
     )
+
+
+def _has(data: bytes, operation: str) -> bool:
+    """Whether a file has an operation of LiteRT's, by its name in the schema."""
+    schema = _schema()
+    model = schema.Model.GetRootAs(data, 0)
+    codes = map(model.OperatorCodes, range(model.OperatorCodesLength()))
+    wanted = getattr(schema.BuiltinOperator, operation)
+    return any(code.BuiltinCode() == wanted for code in codes)
 
 
 def _operators(model: Any) -> Iterator[tuple[Any, Any]]:

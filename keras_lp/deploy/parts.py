@@ -31,13 +31,19 @@ def is_custom(part: Any) -> bool:
     return not f"{named.__module__}.".startswith("keras.")
 
 
-def lacks_config(kind: type[keras.Model]) -> bool:
+def lacks_config(kind: Any) -> bool:
     """Whether Keras would load models of a class wrongly or not at all, for lack of a config."""
-    return kind.get_config is keras.Model.get_config
+    is_model = isinstance(kind, type) and issubclass(kind, keras.Model)
+    return is_model and kind.get_config is keras.Model.get_config
 
 
-def constructing(kind: type[keras.Model]) -> Any:
-    """The class, with a `from_config` that calls the constructor without arguments."""
+def to_be_revived(kind: Any) -> Any:
+    """The class or function for Keras to load a model with.
+
+    Where a class lacks its config, one whose `from_config` calls the constructor without arguments.
+    """
+    if not lacks_config(kind):
+        return kind
 
     class Constructing(kind):
         @classmethod

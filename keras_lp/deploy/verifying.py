@@ -1,6 +1,5 @@
 """Whether a `.tflite` file runs in LiteRT and agrees with the Keras model it was made of."""
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -11,20 +10,20 @@ import numpy as np
 
 from keras_lp.deploy.explaining import of_foreign, of_loading, of_running
 from keras_lp.deploy.feeding import (
-    LENGTHS,
     Details,
     Feed,
     as_the_model_takes_it,
     example_count,
     feed_of,
     fixed_size,
+    lengths_for,
     natural_order,
     parts_of,
     random_inputs,
     shapes,
 )
 from keras_lp.deploy.inference import outputs_of
-from keras_lp.deploy.interpreting import has_open_sizes, load
+from keras_lp.deploy.interpreting import first_that_fits, load
 from keras_lp.deploy.judging import check_output, refusal
 from keras_lp.deploy.operations import foreign_operations
 from keras_lp.sparsity.dead import explain_dead, is_constant
@@ -215,11 +214,11 @@ def _why_constant(model: keras.Model) -> str:
 
 def _run_on_random(model: keras.Model, details: Details, scale: float, seed: int) -> Run:
     """The same on random inputs, of sizes that the model can be called with."""
-    *others, last = LENGTHS if has_open_sizes(details.values()) else LENGTHS[:1]
-    for length in others:
-        with contextlib.suppress(ValueError):
-            return _run_on(model, details, random_inputs(model, details, scale, seed, length))
-    return _run_on(model, details, random_inputs(model, details, scale, seed, last))
+
+    def run(length: int) -> Run:
+        return _run_on(model, details, random_inputs(model, details, scale, seed, length))
+
+    return first_that_fits(run, lengths_for(details))
 
 
 def _run_on(model: keras.Model, details: Details, inputs: Any) -> Run:

@@ -114,7 +114,8 @@ class DecayOnly(LpUpdate, keras.optimizers.Optimizer):
             variable = self._trainable_variables[index]
             step = functools.partial(self._decay_one, index)
             _on_each_replica(step, variable, rate, *self.copies[position : position + 1])
-        self._count_fall(rate)
+        if self._fallen is not None:
+            self._count_fall(rate)
 
     def followed(self, leader: Any) -> tuple[list[Any], list[Any]]:
         """The variables that `follow` assigns, and those that it reads only."""

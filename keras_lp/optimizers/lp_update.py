@@ -350,10 +350,12 @@ class LpUpdate(keras.optimizers.Optimizer):
             ValueError: If the Keras optimizer updates variables without `update_step`.
         """
         self._has_stepped = False
-        rate = ops.convert_to_tensor(self.learning_rate)  # Of this step; a schedule goes on.
+        lets_go = self.initial_zeros == "train"
+        # Of this step; a schedule goes on with it.
+        rate: Any = ops.convert_to_tensor(self.learning_rate) if lets_go else None
         with self._base():
             super().apply(grads, trainable_variables)
-        if self.built:
+        if lets_go and self.built:
             self._count_fall(rate / (self.gradient_accumulation_steps or 1))
         # Where gradients accumulate, most calls have no step.
         if not (self._has_stepped or self.gradient_accumulation_steps or len(grads) == 0):
@@ -553,13 +555,12 @@ class LpUpdate(keras.optimizers.Optimizer):
 
         A sum, as zeros that the decay has made must not be let go where rate or strength falls.
         """
-        if self.initial_zeros == "train":
-            falls = [
-                decay_divisor(_LET_GO, *self._norms_at(index, learning_rate)) - 1.0
-                for index in self._selection.overrides
-            ]
-            if falls:
-                self._fallen.assign(ops.add(self._fallen, ops.stack(falls)))
+        falls = [
+            decay_divisor(_LET_GO, *self._norms_at(index, learning_rate)) - 1.0
+            for index in self._selection.overrides
+        ]
+        if falls:
+            self._fallen.assign(ops.add(self._fallen, ops.stack(falls)))
 
     def _warn_of_zeros_that_stay(self) -> None:
         """Warns once of variables with many zeros, which this rule can never move."""

@@ -226,16 +226,13 @@ class _Rebuilding:
             kwargs.pop("training", None)
             if "mask" in names:  # Where Keras 3 has none, tf_keras might find one.
                 kwargs.setdefault("mask", None)
-        elif "mask" not in names and kwargs.get("mask") is None:
-            kwargs.pop("mask", None)  # That of tf_keras takes one, and was called without.
-        if (
-            not self._to_tf_keras
-            and args
-            and isinstance(operation, (layers.RNN, layers.Bidirectional))
-        ):
-            # There the initial state comes in one list with the inputs.
-            first, *state = args[0] if isinstance(args[0], (list, tuple)) else args
-            args, kwargs = [first], {**kwargs, "initial_state": state or None}
+        else:
+            if "mask" not in names and kwargs.get("mask") is None:
+                kwargs.pop("mask", None)  # That of tf_keras takes one, and was called without.
+            if args and isinstance(operation, (layers.RNN, layers.Bidirectional)):
+                # There the initial state comes in one list with the inputs.
+                first, *state = args[0] if isinstance(args[0], (list, tuple)) else args
+                args, kwargs = [first], {**kwargs, "initial_state": state or None}
         with errors_name(operation, self._direction, self._custom):
             return layer(*args[:1], **kwargs)
 
