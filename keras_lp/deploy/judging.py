@@ -9,7 +9,7 @@ _SLACK = 1e-6  # where all outputs are zero
 # random and trained weights: right ones stay within these bounds, and those in which scores are
 # lost beside boxes do not.
 _GAP = 4  # from the spread of a channel to the next larger one, where another scale begins
-_PROBABILITY = 1 / 8  # least spread of a channel of probabilities, whose examples may be alike
+_PROBABILITY = 1 / 8  # a channel of probabilities may span less, where examples are alike
 _NEARLY_CONSTANT = 1e-2  # spread of a channel, as a share of its largest magnitude
 _LEAST_ROWS = 8  # in which a channel shows its spread
 _NEGLIGIBLE = 1e-5  # error, as a share of the largest magnitude in the whole output
@@ -98,12 +98,14 @@ def _check_channels(
     errors = np.moveaxis(errors, axis, -1).reshape(-1, count).max(axis=0)
     expected = np.moveaxis(expected, axis, -1).reshape(-1, count)
     spreads = _spreads(expected)
+    # Not spreads of their own: logits of a fresh network may all lie between 0 and 1 by chance.
+    least = np.where(((expected >= 0) & (expected <= 1)).all(axis=0), _PROBABILITY, 0.0)
     negligible = _NEGLIGIBLE * np.abs(expected).max()
     lost = [
         (errors[channel] / scale, channel, scale)
         for channels in _of_smaller_scales(spreads)
-        for scale in [spreads[channels].max()]
         for channel in channels
+        for scale in [max(spreads[channels].max(), least[channel])]
         if errors[channel] > max(tolerance * scale, negligible)
     ]
     if lost:
@@ -124,9 +126,7 @@ def _check_channels(
 def _spreads(expected: np.ndarray) -> np.ndarray:
     """From the least to the largest value of each channel; 0 where that is next to nothing."""
     spreads = np.ptp(expected, axis=0)
-    is_probability = (expected >= 0).all(axis=0) & (expected <= 1).all(axis=0)
     varies = spreads > _NEARLY_CONSTANT * np.abs(expected).max(axis=0)
-    spreads = np.where(is_probability, np.maximum(spreads, _PROBABILITY), spreads)
     return np.where(varies, spreads, 0.0)
 
 
