@@ -995,18 +995,18 @@ def batches_of(model, count, ending=None):
 
 
 def ends(count):
-    return lambda model, callback: model.fit(
-        batches_of(model, count), verbose=0, callbacks=[callback]
+    return lambda model, callbacks: model.fit(
+        batches_of(model, count), verbose=0, callbacks=callbacks
     )
 
 
-def has_too_few(model, callback):
-    model.fit(batches_of(model, 8), steps_per_epoch=12, verbose=0, callbacks=[callback])
+def has_too_few(model, callbacks):
+    model.fit(batches_of(model, 8), steps_per_epoch=12, verbose=0, callbacks=callbacks)
 
 
-def is_interrupted(model, callback):
+def is_interrupted(model, callbacks):
     with pytest.raises((KeyboardInterrupt, Exception), match=r"KeyboardInterrupt|"):
-        model.fit(batches_of(model, 8, KeyboardInterrupt()), verbose=0, callbacks=[callback])
+        model.fit(batches_of(model, 8, KeyboardInterrupt()), verbose=0, callbacks=callbacks)
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data", "ignore:`shuffle=True` was passed")
@@ -1014,10 +1014,17 @@ def is_interrupted(model, callback):
 def test_weights_of_the_last_step_are_there_where_no_further_batch_comes(read):
     model = side_by_side()
     model.compile(optimizers.SGD(LR), linear)
+    steps = []
+    count = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: steps.append(batch)
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "`LpDecayCallback`")
-        read(model, LpDecayCallback(STRENGTH))
-    check_same(values(model), train(LpSGD(LR, weight_decay=STRENGTH), epochs=1, steps=8), atol=1e-6)
+        read(model, [LpDecayCallback(STRENGTH), count])
+    # Keras 3.13 reads a batch ahead under JAX: what breaks off there does so before the last step.
+    assert len(steps) in ((7, 8) if read is is_interrupted else (8,))
+    expected = train(LpSGD(LR, weight_decay=STRENGTH), epochs=1, steps=len(steps))
+    check_same(values(model), expected, atol=1e-6)
     fit(model, epochs=1, steps=1)  # And the model can be trained on.
 
 
