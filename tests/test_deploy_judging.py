@@ -98,7 +98,7 @@ def test_channel_that_an_int8_file_cannot_hold_better_is_no_error(expected):
 
 def test_logits_that_happen_to_lie_between_0_and_1_are_no_scale_of_their_own():
     # A network that has hardly been trained, in float16.
-    expected = draws((100, 6), 0, 9e-6) + [5e-4, -5e-4, 2e-4, -2e-4, 3e-4, -3e-4]
+    expected = draws((100, 6), 0, 9e-6) + np.array([5, -5, 2, -2, 3, -3]) * 1e-4
     judge(expected + 4e-7, expected, tolerance=0.02)
     with pytest.raises(RuntimeError, match=r"disagrees with the model in output 'boxes'"):
         judge(expected + 2e-5, expected, tolerance=0.02)
