@@ -13,6 +13,7 @@ from scripts import ROOT, run
 
 import keras_lp
 
+pytestmark = pytest.mark.every_backend
 BENCHMARKS = ROOT / "benchmarks"
 
 on_tensorflow = pytest.mark.backend("tensorflow")

@@ -18,6 +18,8 @@ import keras_lp
 from keras_lp import LpAdamW, LpDecay, LpDecayCallback, LpLion, LpSGD
 from keras_lp.optimizers.decay_only import DecayOnly
 
+pytestmark = pytest.mark.every_backend
+
 LR, STRENGTH, P = 0.02, 0.5, 0.8
 BATCH, BATCHES = 8, 100
 EXPONENTS = {"zero": 0.0, "half": 0.5, "lp": 0.8, "one": 1.0, "two": 2.0}
@@ -306,6 +308,7 @@ def test_callback_decays_bfloat16_weights_as_closely_as_they_are_rounded():
         np.testing.assert_allclose(left, right, rtol=0, atol=10 * 2 * 2**-9)
 
 
+@pytest.mark.slow
 def test_steps_that_a_loss_scale_optimizer_leaves_out_do_not_decay():
     results = []
     for with_callback in (True, False):
@@ -603,6 +606,7 @@ class SetsStrength(Changes):
         self._set(0.0)
 
 
+@pytest.mark.slow
 def test_strength_set_from_zero_in_mid_epoch_counts_from_that_step_on():
     before, after, expected = in_either_place(
         lambda: optimizers.SGD(LR),
@@ -665,6 +669,7 @@ def test_callback_of_one_model_decays_another_as_a_new_one_does():
     check_equal(ours, expected)
 
 
+@pytest.mark.slow
 def test_layer_that_is_frozen_between_fits_stays_as_it_is():
     results = []
     for with_callback in (True, False):
@@ -1005,8 +1010,9 @@ def has_too_few(model, callbacks):
 
 
 def is_interrupted(model, callbacks):
-    with pytest.raises((KeyboardInterrupt, Exception), match=r"KeyboardInterrupt|"):
+    with pytest.raises((KeyboardInterrupt, Exception)) as caught:
         model.fit(batches_of(model, 8, KeyboardInterrupt()), verbose=0, callbacks=callbacks)
+    assert "KeyboardInterrupt" in f"{caught.type} {caught.value}"  # TensorFlow's is another class.
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data", "ignore:`shuffle=True` was passed")
@@ -1015,7 +1021,7 @@ def test_weights_of_the_last_step_are_there_where_no_further_batch_comes(read):
     model = side_by_side()
     model.compile(optimizers.SGD(LR), linear)
     steps = []
-    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: steps.append(1))
+    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(0))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "`LpDecayCallback`")
         read(model, [LpDecayCallback(STRENGTH), count])

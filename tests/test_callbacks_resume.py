@@ -18,7 +18,7 @@ KILLED = [
     "layers/last/ramp",
 ]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.every_backend]
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,12 @@ from keras_lp import ConstantSparsity, LpAdamW, LpDecayCallback, PolynomialSpars
 from keras_lp.callbacks import sparsity_target
 
 # Ways that are too short on purpose, as some here are for the sake of time.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The decay had not made enough zeros", "ignore:The way to the target is too short"
-)
+pytestmark = [
+    pytest.mark.every_backend,
+    pytest.mark.filterwarnings(
+        "ignore:The decay had not made enough zeros", "ignore:The way to the target is too short"
+    ),
+]
 STEPS = 30  # in an epoch of `data`
 
 

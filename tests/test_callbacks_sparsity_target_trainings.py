@@ -345,6 +345,7 @@ def test_targets_of_none_and_of_all_are_met(target, mlp, data):
 
 
 @pytest.mark.slow
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     ("setting", "devices"),
     [
@@ -909,7 +910,7 @@ def test_loop_that_was_traced_before_keeps_the_target(mlp):
     assert sum(zeros(model).values()) == round(0.8 * SIZE)
 
 
-@pytest.mark.parametrize("end", [6, 400])
+@pytest.mark.parametrize("end", [6, pytest.param(400, marks=pytest.mark.slow)])
 def test_loop_whose_steps_the_variables_do_not_see_is_told_of_it(end, mlp):
     optimizer, model = LpAdamW(3e-3), mlp()
     optimizer.build(model.trainable_variables)

@@ -82,6 +82,7 @@ def with_a_confidence(in_one):
 EXAMPLES = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
 
 
+@pytest.mark.slow
 def test_channels_that_int8_loses_beside_larger_ones_are_an_error(tmp_path):
     samples = [EXAMPLES[k : k + 1] for k in range(60)]  # As TFLite's own datasets mostly are.
     with pytest.raises(RuntimeError, match=r"in channel \d.* of output .*an output of their own"):

@@ -15,6 +15,7 @@ import pytest
 
 import keras_lp
 
+pytestmark = pytest.mark.every_backend
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "multi_host.py"
 WORKER = ROOT / "tests" / "workers" / "distributed_training.py"
@@ -26,8 +27,8 @@ in_every_setting = pytest.mark.parametrize(
     "setting",
     [
         pytest.param("mirrored", marks=[pytest.mark.backend("tensorflow"), pytest.mark.slow]),
-        pytest.param("data_parallel", marks=pytest.mark.backend("jax")),
-        pytest.param("model_parallel", marks=pytest.mark.backend("jax")),
+        pytest.param("data_parallel", marks=[pytest.mark.backend("jax"), pytest.mark.slow]),
+        pytest.param("model_parallel", marks=[pytest.mark.backend("jax"), pytest.mark.slow]),
     ],
 )
 
@@ -169,6 +170,7 @@ def check_sharded(folder, processes):
     return all_parts
 
 
+@pytest.mark.slow
 @pytest.mark.backend("jax")
 def test_sharded_weights_are_counted_pruned_and_kept_as_a_whole(tmp_path):
     output(*run([SHARDED, "found_0.json"], folder=tmp_path, devices=2))
@@ -187,6 +189,7 @@ def test_weights_sharded_over_two_processes_are_so_too(tmp_path):
     assert check_sharded(tmp_path, 2) == [parts, parts]
 
 
+@pytest.mark.slow
 @pytest.mark.backend("jax")
 def test_two_processes_give_the_weights_of_one(tmp_path):
     coordinator = free_address()

@@ -19,7 +19,7 @@ ALL_BATCHES = 24
 BATCHES_AFTER_THE_KILL = {"backup": 12, "epochs": 12, "batches": 8}
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.every_backend]
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,10 @@ CASES = {
     frequent_operations: lambda random: [numbers(s)(random) for s in ((6,), (5, 6, 3))],
     other_operations: lambda random: [numbers(s)(random) for s in ((6,), (5, 6, 3))],
 }
-MARKS = {recurrent: pytest.mark.slow, other_operations: pytest.mark.backend("tensorflow")}
+MARKS = {
+    **dict.fromkeys((recurrent, masked, frequent_operations), pytest.mark.slow),
+    other_operations: pytest.mark.backend("tensorflow"),
+}
 
 
 @pytest.mark.parametrize("make", [pytest.param(make, marks=MARKS.get(make, ())) for make in CASES])
