@@ -665,7 +665,11 @@ def test_process_that_converts_goes_with_its_files(
 ):
     out, temporary = unchanged("model.tflite"), tmp_path_factory.mktemp("temporary")
     converter, number = temporary.parent / "converter", temporary.parent / "number"
-    converter.write_text(f"#!/bin/sh\necho $$ > {number}\nkill -{sends}\nexec sleep 100\n")
+    # Not before the command waits for it: Python itself loses a process where a signal comes while
+    # it starts it.
+    converter.write_text(
+        f"#!/bin/sh\necho $$ > {number}\nsleep 1\nkill -{sends}\nexec sleep 100\n"
+    )
     converter.chmod(0o755)
     script = (
         "import sys\n"
