@@ -667,9 +667,7 @@ def test_process_that_converts_goes_with_its_files(
     converter, number = temporary.parent / "converter", temporary.parent / "number"
     # Not before the command waits for it: Python itself loses a process where a signal comes while
     # it starts it.
-    converter.write_text(
-        f"#!/bin/sh\necho $$ > {number}\nsleep 1\nkill -{sends}\nexec sleep 100\n"
-    )
+    converter.write_text(f"#!/bin/sh\necho $$ > {number}\nsleep 1\nkill -{sends}\nexec sleep 100\n")
     converter.chmod(0o755)
     script = (
         "import sys\n"
