@@ -207,17 +207,18 @@ def test_killed_guide_started_again_ends_as_one_never_killed(
         *("--size", "cpu", "--data-dir", data_dir, "--epochs", 3, "--steps", 4),
         *("--target-sparsity", 0.5, "--output"),
     ]
-    left = "123"
+    going_on, left = "going on after epoch 1 of an earlier run", "123"
     for when, done in zip(kills, ["1", "23"], strict=False):
         process = run_worker("killed_example.py", when, script, *arguments, tmp_path / "killed")
         assert process.returncode == -signal.SIGKILL, process.stderr
+        assert (going_on in process.stdout) == (done == "23")
         assert re.findall(r"epoch +(\d)/3", process.stdout) == list(done)
         left = left.removeprefix(done)
         trained = [row["epoch"] for row in read_history(tmp_path / "killed")]
         assert trained == [str(epoch) for epoch in range(3 - len(left))]
 
     again = run(script, *arguments, tmp_path / "killed", cwd=tmp_path)
-    assert ("going on after epoch 1 of an earlier run" in again) == bool(left)
+    assert (going_on in again) == bool(left)
     assert re.findall(r"epoch +(\d)/3", again) == list(left)
     rows = check_files(tmp_path / "killed", again)
     assert rows["stripped.keras"][1] == 50.0
